@@ -1,0 +1,187 @@
+"""Every configuration on one screen: frozen, bounded, and light enough to import for ``--help``.
+
+Descriptions are the command line's help texts.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["auto", "fp32", "bf16"]
+Source = Literal["real", "random", "gan", "gan-fresh", "inversion", "itgan"]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
+
+
+class Config(BaseModel):
+    """A frozen configuration; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class EvaluationConfig(Config):
+    """How a classifier is trained: SGD with momentum, the learning rate falls tenfold half-way."""
+
+    network: str = Field(
+        "convnet", description="network to train: a built-in name or module:callable"
+    )
+    epochs: Count = Field(200, description="passes over the set (used unless updates is given)")
+    updates: Count | None = Field(
+        None, description="number of gradient steps, whatever the set's size"
+    )
+    batch_size: Count = Field(256, description="images per step; the whole set when it is smaller")
+    learning_rate: Rate = Field(0.01, description="learning rate of the first half")
+    momentum: Share = Field(0.9, description="momentum; its buffer is reset half-way")
+    weight_decay: Share = Field(5e-4, description="L2 penalty")
+    augmentation: str = Field(AUGMENTATION, description="operation groups joined by _, or none")
+    precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
+    compile: bool = Field(
+        False, description="compile the network (needs a C++ compiler; pays on long training)"
+    )
+    curve_points: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="test accuracy is also measured this often along training, for curves",
+    )
+
+
+class InversionConfig(Config):
+    """How latents are fitted to real images (Eq. 8), by Adam."""
+
+    steps: Count = Field(300, description="Adam steps (paper: 5000)")
+    learning_rate: Rate = Field(0.1, description="Adam's learning rate on the latents")
+    batch_size: Count = Field(
+        100, description="images fitted at a time; does not change the result"
+    )
+    lambda_pixel: float = Field(
+        1.0, ge=0, le=1e6, allow_inf_nan=False, description="weight of the pixel distance"
+    )
+    precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
+    extractor: EvaluationConfig = Field(
+        EvaluationConfig(epochs=20),
+        description="training of the feature extractor on the real images",
+    )
+
+
+class CondensationConfig(Config):
+    """How latents are made informative (Eq. 9-11), by Adam."""
+
+    steps: Count = Field(
+        300, description="passes over the bank, one Adam step for each latent (paper: 5000)"
+    )
+    learning_rate: Rate = Field(
+        0.01, description="Adam's learning rate on the latents (paper: 0.001)"
+    )
+    shard_per_class: Count | None = Field(
+        None, description="latents of a class that are matched together (default: the whole class)"
+    )
+    real_per_class: Count = Field(
+        256, description="real images of a class in the independent batch"
+    )
+    lambda_reg: Share = Field(0.0, description="weight of the pairwise regulariser (Eq. 10)")
+    matching: Literal["distribution"] = Field(
+        "distribution", description="what is matched between real and synthetic images"
+    )
+    splitting: Literal["fixed", "random"] = Field(
+        "fixed", description="shards keep their members, or are dealt anew at every step"
+    )
+    embeddings_per_step: Count = Field(
+        1, description="networks and augmentations drawn per generator pass"
+    )
+    network: str = Field(
+        "convnet", description="embedding network: a built-in name or module:callable"
+    )
+    augmentation: str = Field(
+        AUGMENTATION, description="Siamese operation groups joined by _, or none"
+    )
+    precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
+    micro_batch: Count = Field(
+        500,
+        description="most images that go through the networks at once; bounds the memory",
+    )
+
+
+class PretrainingConfig(Config):
+    """How a class-conditional BigGAN is trained: hinge loss, DiffAugment, averaged weights."""
+
+    dataset: str = Field("digits", description="data set to learn")
+    validation: int = Field(0, ge=0, description="training images that are held out, never seen")
+    steps: Count = Field(4000, description="generator steps")
+    batch_size: Annotated[int, Field(ge=2, le=100_000)] = Field(64, description="images per step")
+    discriminator_steps: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="discriminator steps per generator step"
+    )
+    channels: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="a quarter of the width of every layer"
+    )
+    latent_dim: Annotated[int, Field(ge=1, le=65536)] = Field(
+        128, description="length of a latent vector"
+    )
+    generator_rate: Rate = Field(2e-4, description="Adam's learning rate of the generator")
+    discriminator_rate: Rate = Field(4e-4, description="Adam's learning rate of the discriminator")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="decay of the averaged weights"
+    )
+    ema_start: int = Field(
+        1000, ge=0, description="until this step the average copies the raw weights"
+    )
+    diffaugment: str = Field(
+        "translation", description="translation, cutout, color joined by commas, or none"
+    )
+    flip: bool = Field(True, description="mirror real images at random")
+    precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
+    seed: Seed = Field(0, description="root of every random stream")
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    out: str | None = Field(None, description="directory (default: runs/pretrain-PRESET)")
+
+
+class RunConfig(Config):
+    """An experiment: data, generator, banks, the sources to compare and the protocol."""
+
+    recipe: str = Field("digits", description="name of the recipe this came from")
+    dataset: str = Field(
+        "digits",
+        description="digits, a Parquet folder, hf:NAME, imagefolder:PATH, npz:PATH, cifar-binary:PATH",
+    )
+    generator: str = Field("biggan-digits", description="a shipped generator's name, or a file")
+    latents_per_class: Count | None = Field(
+        10, description="size of the bank; none takes every training image"
+    )
+    sources: tuple[Source, ...] = Field(
+        ("real", "random", "gan", "gan-fresh", "inversion", "itgan"),
+        description="what classifiers are trained on",
+    )
+    latent_seeds: Seeds = Field((0, 1, 2), description="one bank for each")
+    network_seeds: Seeds = Field((0, 1, 2), description="classifiers trained on each bank")
+    validation: int = Field(
+        0,
+        ge=0,
+        description="training images held out; if any, classifiers are scored on them",
+    )
+    image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
+        None, description="bring images of mixed sizes to this many pixels"
+    )
+    inversion: InversionConfig = Field(InversionConfig(), description="real images to latents")
+    condensation: CondensationConfig = Field(
+        CondensationConfig(), description="latents to informative latents"
+    )
+    evaluation: EvaluationConfig = Field(
+        EvaluationConfig(), description="training of the classifiers that are scored"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    seed: Seed = Field(0, description="root of every random stream")
+    out: str | None = Field(None, description="run directory (default: runs/RECIPE)")
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "RunConfig":
+        for field in ("latent_seeds", "network_seeds", "sources"):
+            values = getattr(self, field)
+            if len(set(values)) != len(values) or not values:
+                raise ValueError(f"{field}: give at least one value, each once")
+        return self
