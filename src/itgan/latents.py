@@ -1,0 +1,263 @@
+"""The latent bank: one latent for each training row, with its label and the row's number."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from itgan import artefacts
+from itgan.data import ImageSet
+from itgan.errors import InputError
+from itgan.generators import ConditionalGenerator
+from itgan.randomness import derive
+
+Stage = Literal["random", "inverted", "condensed"]
+
+
+@dataclass(frozen=True)
+class LatentBank:
+    """Latents that a generator turns into a training set.
+
+    Attributes:
+        latents: float32 [n, *latent_shape].
+        labels: int64 [n].
+        rows: int64 [n], each latent's row in the original training set.
+        stage: ``random``, ``inverted`` or ``condensed``.
+        history: what the optimisation measured, a list of numbers for each quantity.
+        provenance: how it was made: generator, config, seed.
+    """
+
+    latents: Float[Tensor, "n ..."]
+    labels: Int[Tensor, " n"]
+    rows: Int[Tensor, " n"]
+    stage: Stage
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse banks whose parts do not fit together."""
+        n = len(self.latents)
+        if not n:
+            raise InputError("latent bank: it is empty")
+        if self.labels.shape != (n,) or self.rows.shape != (n,):
+            raise InputError(
+                f"latent bank: {n} latents, but labels of shape {tuple(self.labels.shape)} and "
+                f"rows of shape {tuple(self.rows.shape)}; give one of each per latent"
+            )
+        if len(self.rows.unique()) != n:
+            raise InputError("latent bank: a training row appears twice; drop one of its latents")
+        if not self.latents.isfinite().all():
+            raise InputError("latent bank: latents hold NaN or infinity")
+
+    def __len__(self) -> int:
+        """Number of latents."""
+        return len(self.latents)
+
+    def select(self, indices: Int[Tensor, " k"]) -> "LatentBank":
+        """The latents at these positions, in this order."""
+        return LatentBank(
+            self.latents[indices],
+            self.labels[indices],
+            self.rows[indices],
+            self.stage,
+            self.history,
+            self.provenance,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file."""
+        artefacts.save(
+            path,
+            {"latents": self.latents, "labels": self.labels, "rows": self.rows},
+            {
+                "kind": "bank",
+                "stage": self.stage,
+                "history": {name: list(values) for name, values in self.history.items()},
+                "provenance": dict(self.provenance),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path | str) -> "LatentBank":
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: no such file, damaged, or not a bank.
+        """
+        tensors, metadata = artefacts.load(path, "bank")
+        try:
+            return cls(
+                tensors["latents"].float(),
+                tensors["labels"],
+                tensors["rows"],
+                metadata["stage"],
+                metadata["history"],
+                metadata["provenance"],
+            )
+        except (KeyError, InputError) as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @classmethod
+    def merge(cls, banks: Sequence["LatentBank"]) -> "LatentBank":
+        """Latents learned apart (other shards, classes, machines) as one bank, by row number.
+
+        Raises:
+            InputError: no banks; shapes, stages or generators differ; a row appears twice.
+        """
+        if not banks:
+            raise InputError("merge: give at least one bank")
+        for what, values in {
+            "latent shapes": {tuple(b.latents.shape[1:]) for b in banks},
+            "stages": {b.stage for b in banks},
+            "generators": {b.provenance.get("generator") for b in banks},
+        }.items():
+            if len(values) > 1:
+                raise InputError(
+                    f"merge: the banks have different {what}: {sorted(map(str, values))}"
+                )
+        rows = torch.cat([b.rows for b in banks])
+        order = rows.argsort()
+        return cls(
+            torch.cat([b.latents for b in banks])[order],
+            torch.cat([b.labels for b in banks])[order],
+            rows[order],
+            banks[0].stage,
+            {},
+            {"generator": banks[0].provenance.get("generator"), "merged": len(banks)},
+        )
+
+
+def sample_latents(generator: ConditionalGenerator, images: ImageSet, seed: int = 0) -> LatentBank:
+    """One z ~ N(0, I) for each image, with its label; a function of seed and row number alone."""
+    return LatentBank(
+        initial_latents(generator.latent_shape, images.rows, seed),
+        images.labels.clone(),
+        images.rows.clone(),
+        "random",
+        {},
+        {"generator": generator.fingerprint, "seed": seed},
+    )
+
+
+def initial_latents(
+    latent_shape: tuple[int, ...], rows: Int[Tensor, " n"], seed: int
+) -> Float[Tensor, "n ..."]:
+    """N(0, I) draws that belong to row numbers, whatever the order or company of the rows."""
+    return torch.stack(
+        [torch.randn(latent_shape, generator=derive(seed, "latent", row)) for row in rows.tolist()]
+    )
+
+
+def check_fits(generator: ConditionalGenerator, bank: LatentBank, images: ImageSet) -> None:
+    """Refuse a bank, generator and data set that do not belong together.
+
+    Raises:
+        InputError: names what differs.
+    """
+    if tuple(bank.latents.shape[1:]) != tuple(generator.latent_shape):
+        raise InputError(
+            f"latent bank: latents of shape {tuple(bank.latents.shape[1:])}, but the generator "
+            f"takes {tuple(generator.latent_shape)}; use the generator that the bank was made with"
+        )
+    check_images(generator, images)
+    outside = (bank.labels < 0) | (bank.labels >= generator.num_classes)
+    if outside.any():
+        raise InputError(
+            f"latent bank: label {int(bank.labels[outside][0])}, but the generator has only "
+            f"classes 0...{generator.num_classes - 1}"
+        )
+
+
+def check_images(generator: ConditionalGenerator, images: ImageSet) -> None:
+    """Refuse images that the generator cannot make.
+
+    Raises:
+        InputError: shapes or class counts differ.
+    """
+    if images.image_shape != tuple(generator.image_shape):
+        raise InputError(
+            f"generator: makes images of shape {tuple(generator.image_shape)}, but the data set "
+            f"has {images.image_shape}; choose a generator trained for it, or --image-size"
+        )
+    if images.num_classes != generator.num_classes:
+        raise InputError(
+            f"generator: has {generator.num_classes} classes, but the data set has "
+            f"{images.num_classes}; choose a generator trained for it"
+        )
+
+
+class LatentAdam:
+    """Adam whose moments and step counts belong to rows: a row ages only when it is visited.
+
+    Visiting all rows every time is Adam as usual. Attributes are tensors over the whole bank, so
+    that they are the state to snapshot.
+    """
+
+    def __init__(
+        self,
+        latents: Float[Tensor, "n ..."],
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        """Optimise ``latents`` in place."""
+        self.latents = latents
+        self.learning_rate, self.betas, self.eps = learning_rate, betas, eps
+        self.mean = torch.zeros_like(latents)
+        self.square = torch.zeros_like(latents)
+        self.visits = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+
+    @torch.no_grad()
+    def step(self, rows: Int[Tensor, " k"], gradient: Float[Tensor, "k ..."]) -> None:
+        """One step for the latents at these positions."""
+        beta1, beta2 = self.betas
+        self.visits[rows] += 1
+        shape = (-1,) + (1,) * (self.latents.ndim - 1)
+        age = self.visits[rows].to(self.latents.dtype).view(shape)
+        mean = self.mean[rows].lerp(gradient, 1 - beta1)
+        square = self.square[rows].lerp(gradient.square(), 1 - beta2)
+        self.mean[rows], self.square[rows] = mean, square
+        unbiased = (square / (1 - beta2**age)).sqrt_().add_(self.eps)
+        self.latents[rows] -= self.learning_rate * (mean / (1 - beta1**age)) / unbiased
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a later step depends on."""
+        return {
+            "latents": self.latents,
+            "mean": self.mean,
+            "square": self.square,
+            "visits": self.visits,
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Copy a ``state`` back."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
+def deal(
+    labels: Int[Tensor, " n"],
+    shard_per_class: int | None,
+    splitting: Literal["fixed", "random"],
+    seed: int,
+    step: int,
+) -> Iterator[Int[Tensor, " b"]]:
+    """Deal a bank into shards: positions, ordered by class, every position in one shard.
+
+    Shard k holds the k-th ``shard_per_class`` latents of every class that has so many. ``fixed``
+    gives the same shards at every step (each is then an optimisation of its own), ``random``
+    shuffles every class anew.
+    """
+    groups = []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        if splitting == "random":
+            rng = derive(seed, "deal", label, step)
+            members = members[torch.randperm(len(members), generator=rng)]
+        groups.append(members.split(shard_per_class or len(members)))
+    for k in range(max(len(g) for g in groups)):
+        yield torch.cat([g[k] for g in groups if k < len(g)])

@@ -1,0 +1,148 @@
+"""Training of a classifier by the protocol of the field.
+
+SGD with momentum 0.9 and weight decay 5e-4, batch 256, learning rate 0.01; half-way it falls to
+0.001 and the momentum buffer starts anew. Every batch draws one augmentation group, and every
+image its own parameters. The last step counts.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from itgan.augment import draw_augmentation, siamese
+from itgan.configs import EvaluationConfig
+from itgan.data import ImageSet
+from itgan.devices import autocast
+from itgan.errors import InputError
+from itgan.networks import Network
+from itgan.progress import track
+from itgan.randomness import derive
+
+
+class Source(Protocol):
+    """What a classifier can be trained on."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    def __len__(self) -> int:
+        """Images in an epoch."""
+        ...
+
+    def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One shuffled epoch of (images in [-1, 1], labels); labels may be soft."""
+        ...
+
+
+def count_updates(config: EvaluationConfig, n: int) -> int:
+    """Gradient steps of a training on n images."""
+    return config.updates or config.epochs * -(-n // config.batch_size)
+
+
+def train_classifier(
+    network: Network,
+    source: Source,
+    config: EvaluationConfig,
+    seed: int,
+    label: str = "classifier",
+    at_update: Callable[[int, float], None] | None = None,
+) -> int:
+    """Train a network in place, on the device where it is.
+
+    Args:
+        network: a fresh network.
+        source: images and labels; soft labels are probabilities [n, classes].
+        config: the protocol.
+        seed: of the order of the images and of the augmentations.
+        label: what the progress bar says.
+        at_update: called with the number of updates done and the batch's loss.
+
+    Returns:
+        The number of updates.
+
+    Raises:
+        InputError: the loss became non-finite.
+    """
+    device = next(network.parameters()).device
+    optimiser = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    total = count_updates(config, len(source))
+    classify = _choose(config, device)
+    network.train()
+    batches = _endless(source, config.batch_size, seed)
+    loss = torch.zeros(())
+    for update in track(range(total), label):
+        if update == (total + 1) // 2:
+            optimiser.state.clear()  # the momentum buffer
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate / 10
+        images, labels = next(batches)
+        images, labels = images.to(device), labels.to(device)
+        augmentation = draw_augmentation(
+            derive(seed, "augmentation", update), config.augmentation, count=len(images)
+        )
+        prepared = siamese(network.normalise(images), augmentation)
+        with autocast(device, config.precision):
+            logits = classify(network, prepared)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if at_update is not None:
+            at_update(update + 1, float(loss.detach()))
+    if not loss.isfinite():
+        raise InputError(f"{label}: the loss became {float(loss)}; lower --learning-rate")
+    return total
+
+
+def _endless(source: Source, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    epoch = 0
+    while True:
+        yield from source.batches(derive(seed, "order", epoch), batch_size)
+        epoch += 1
+
+
+def _logits(network: Network, prepared: Tensor) -> Tensor:
+    return network.logits(prepared)
+
+
+@functools.cache
+def _compiled() -> Callable[[Network, Tensor], Tensor]:
+    """The compiled form: one graph for each architecture, whatever the weights."""
+    return torch.compile(_logits)
+
+
+def _choose(config: EvaluationConfig, device: torch.device) -> Callable[[Network, Tensor], Tensor]:
+    if config.compile and (device.type == "cuda" or shutil.which("c++") or shutil.which("g++")):
+        return _compiled()
+    return _logits
+
+
+@torch.no_grad()
+def accuracy(
+    network: Network, images: ImageSet, config: EvaluationConfig, batch_size: int = 500
+) -> float:
+    """The share of images that the network classifies correctly, in [0, 1]."""
+    device = next(network.parameters()).device
+    classify = _choose(config, device)
+    was_training = network.training
+    network.eval()
+    correct = 0
+    for chunk in torch.arange(len(images)).split(batch_size):
+        prepared = network.normalise(images.floats(chunk).to(device))
+        with autocast(device, config.precision):
+            logits = classify(network, prepared)
+        correct += int((logits.argmax(1).cpu() == images.labels[chunk]).sum())
+    network.train(was_training)
+    return correct / len(images)
