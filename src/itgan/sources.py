@@ -1,0 +1,301 @@
+"""What a classifier can be trained on: generated sets, fresh samples, stored pixels.
+
+A source has a name, a length, and ``batches(rng, batch_size)``: one shuffled epoch of images in
+[-1, 1] with labels. ``ImageSet`` is one too.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from itgan import artefacts
+from itgan.errors import InputError
+from itgan.generators import ConditionalGenerator, FrozenGenerator
+from itgan.latents import LatentBank
+
+Dtype = Literal["fp32", "fp16", "int8"]
+NAMES = {"random": "gan", "inverted": "inversion", "condensed": "itgan"}  # by stage
+CHUNK = 500  # images that are generated at a time
+
+
+class PixelSet:
+    """Stored images, with hard or soft labels.
+
+    Attributes:
+        images: uint8, or float in [-1, 1], [n, c, h, w].
+        labels: int64 [n], or float probabilities [n, classes].
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        name: str = "pixels",
+        variant: str = "",
+        latent_seed: int = 0,
+        nbytes: int | None = None,
+    ) -> None:
+        """Keep images and labels.
+
+        Args:
+            images: uint8 or float [n, c, h, w].
+            labels: int64 [n] or float [n, classes].
+            name: the source's name in tables.
+            variant: what distinguishes it from others of that name.
+            latent_seed: of the bank that it stands beside.
+            nbytes: size in storage; by default that of the tensors.
+
+        Raises:
+            InputError: shapes or types do not fit, floats leave [-1, 1], or a label is negative.
+        """
+        if images.ndim != 4 or len(images) != len(labels) or not len(images):
+            raise InputError(
+                f"pixel set: images of shape {tuple(images.shape)} with labels of shape "
+                f"{tuple(labels.shape)}; give [n, c, h, w] and one label per image"
+            )
+        if images.is_floating_point():
+            if not images.isfinite().all() or images.abs().max() > 1.01:
+                raise InputError("pixel set: float images must be finite and lie in [-1, 1]")
+        elif images.dtype != torch.uint8:
+            raise InputError(f"pixel set: images are {images.dtype}; give uint8 or float")
+        soft = labels.ndim == 2 and labels.is_floating_point()
+        if not soft and (labels.ndim != 1 or labels.dtype != torch.int64):
+            raise InputError(
+                f"pixel set: labels are {labels.dtype} of shape {tuple(labels.shape)}; give int64 "
+                "[n], or probabilities [n, classes]"
+            )
+        if not (labels >= 0).all():
+            raise InputError("pixel set: labels must not be negative or NaN")
+        self.images, self.labels = images, labels
+        self.name, self.variant, self.latent_seed = name, variant, latent_seed
+        own = images.numel() * images.element_size() + labels.numel() * labels.element_size()
+        self.nbytes = own if nbytes is None else nbytes
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One shuffled epoch: every image once, the last batch possibly smaller."""
+        for rows in torch.randperm(len(self), generator=rng).split(batch_size):
+            images = self.images[rows]
+            if not images.is_floating_point():
+                images = images.float() / 127.5 - 1
+            yield images, self.labels[rows]
+
+
+class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
+    """A generator and a bank of latents: a PyTorch data set that is made on the fly.
+
+    Items are (float image [c, h, w] in [-1, 1], int label).
+    """
+
+    def __init__(
+        self,
+        generator: ConditionalGenerator,
+        bank: LatentBank,
+        dtype: Dtype = "fp32",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put generator and bank together.
+
+        Args:
+            generator: frozen.
+            bank: latents that fit it.
+            dtype: in which ``nbytes`` counts.
+            about: the data set: ``dataset`` (name), ``class_names``, ``mean``, ``std``.
+        """
+        self.generator, self.bank, self.dtype, self.about = generator, bank, dtype, about or {}
+        self.name = NAMES[bank.stage]
+        self.variant = ""
+        self.latent_seed = 0
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.bank)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
+        """One image and its label."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        position = torch.tensor([index % len(self)])
+        return self.images(position)[0], int(self.bank.labels[position])
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """All labels."""
+        return self.bank.labels
+
+    @torch.no_grad()
+    def images(self, indices: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k c h w"]:
+        """Generate the images at these positions (all by default), on the CPU."""
+        indices = torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
+        device = self.generator.device
+        made = [
+            self.generator(self.bank.latents[i].to(device), self.bank.labels[i].to(device)).cpu()
+            for i in indices.split(CHUNK)
+        ]
+        return torch.cat(made)
+
+    def materialise(self) -> PixelSet:
+        """All images as uint8, rounded to the nearest."""
+        pixels = [
+            ((self.images(i) + 1) * 127.5).round_().clamp_(0, 255).byte()
+            for i in torch.arange(len(self)).split(CHUNK)
+        ]
+        return PixelSet(
+            torch.cat(pixels), self.labels, self.name, self.variant, self.latent_seed, self.nbytes
+        )
+
+    def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One shuffled epoch, generated batch by batch."""
+        for rows in torch.randperm(len(self), generator=rng).split(batch_size):
+            yield self.images(rows), self.bank.labels[rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what ``save`` stores: generator, latents, labels and row numbers.
+
+        The size of a wrapped Python callable is not known; then the generator is left out.
+        """
+        tensors = self._packed(self.dtype)
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def save(self, path: Path | str, dtype: Dtype | None = None) -> None:
+        """Write generator, latents, labels and metadata as one safetensors file.
+
+        Args:
+            path: usually ``NAME.itgan.safetensors``.
+            dtype: ``fp32``, ``fp16``, or ``int8``: matrices with one scale for each latent
+                dimension or output channel, vectors in fp16.
+
+        Raises:
+            InputError: the generator is a Python callable, which no file can hold.
+        """
+        if not isinstance(self.generator, FrozenGenerator):
+            raise InputError(
+                "this generator is a Python function, which cannot be stored; store its images: "
+                "synthetic.materialise()"
+            )
+        dtype = dtype or self.dtype
+        artefacts.save(
+            path,
+            self._packed(dtype),
+            {
+                "kind": "synthetic",
+                "stage": self.bank.stage,
+                "dtype": dtype,
+                "value_range": [-1, 1],
+                "image_shape": list(self.generator.image_shape),
+                "latent_shape": list(self.generator.latent_shape),
+                "num_classes": self.generator.num_classes,
+                "generator": self.generator.fingerprint,
+                "provenance": dict(self.bank.provenance),
+                "about": dict(self.about),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> "SyntheticSet":
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: no such file, damaged, or not a synthetic set.
+        """
+        packed, metadata = artefacts.load(path, "synthetic")
+        tensors = _unpack(packed)
+        try:
+            generator = FrozenGenerator(
+                {
+                    name.removeprefix("generator."): t
+                    for name, t in tensors.items()
+                    if name.startswith("generator.")
+                }
+            ).to(device)
+            bank = LatentBank(
+                tensors["latents"],
+                tensors["labels"].long(),
+                tensors["rows"].long(),
+                metadata["stage"],
+                {},
+                metadata["provenance"],
+            )
+        except (KeyError, InputError) as error:
+            raise InputError(f"{path}: {error}") from error
+        return cls(generator, bank, metadata["dtype"], metadata["about"])
+
+    def _packed(self, dtype: Dtype) -> dict[str, Tensor]:
+        classes = self.generator.num_classes
+        narrow = torch.uint8 if classes <= 256 else torch.int32
+        tensors = {
+            "labels": self.bank.labels.to(narrow),
+            "rows": self.bank.rows.to(torch.int32),
+            **_pack("latents", self.bank.latents, dtype, by=1),
+        }
+        if isinstance(self.generator, FrozenGenerator):
+            for name, tensor in self.generator.tensors().items():
+                tensors |= _pack(f"generator.{name}", tensor, dtype, by=0)
+        return tensors
+
+
+def _pack(name: str, tensor: Tensor, dtype: Dtype, by: int) -> dict[str, Tensor]:
+    """A tensor in a storage type; int8 comes with its ``.step`` along dimension ``by``."""
+    tensor = tensor.detach().cpu().float()
+    if dtype == "fp32":
+        return {name: tensor}
+    if dtype == "fp16" or tensor.ndim < 2:
+        return {name: tensor.half()}
+    if dtype != "int8":
+        raise InputError(f"dtype {dtype!r}: choose fp32, fp16 or int8")
+    others = tuple(d for d in range(tensor.ndim) if d != by)
+    step = tensor.abs().amax(others, keepdim=True).clamp_min(1e-12) / 127
+    return {name: (tensor / step).round().to(torch.int8), f"{name}.step": step}
+
+
+def _unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``_pack`` for all tensors of a file, floats as fp32."""
+    tensors = {}
+    for name, tensor in packed.items():
+        if name.endswith(".step"):
+            continue
+        if f"{name}.step" in packed:
+            tensor = tensor.float() * packed[f"{name}.step"]
+        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors
+
+
+class FreshSamples:
+    """A generator that draws new latents for every batch: unlimited images, no bank."""
+
+    def __init__(
+        self, generator: ConditionalGenerator, labels: Int[Tensor, " n"], latent_seed: int = 0
+    ) -> None:
+        """An epoch has one image for each of ``labels``."""
+        self.generator, self.labels, self.latent_seed = generator, labels, latent_seed
+        self.name = "gan-fresh"
+        self.variant = ""
+
+    def __len__(self) -> int:
+        """Images in an epoch."""
+        return len(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the generator at fp32 (0 for a wrapped callable, whose size is not known)."""
+        if not isinstance(self.generator, FrozenGenerator):
+            return 0
+        return sum(4 * t.numel() for t in self.generator.tensors().values())
+
+    @torch.no_grad()
+    def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch with latents that are never seen again."""
+        device = self.generator.device
+        for rows in torch.randperm(len(self), generator=rng).split(batch_size):
+            latents = torch.randn(len(rows), *self.generator.latent_shape, generator=rng)
+            labels = self.labels[rows]
+            yield self.generator(latents.to(device), labels.to(device)).cpu(), labels
