@@ -1,0 +1,116 @@
+"""Turn a pre-trained class-conditional generator into a generator of informative training data.
+
+data = itgan.load_dataset("digits")
+generator = itgan.load_generator("biggan-digits")           # frozen
+bank = itgan.invert(generator, data.train, seed=0)          # Eq. 8: real images -> latents
+bank = itgan.condense(generator, bank, data.train, seed=0)  # Eq. 9-11: informative latents
+synthetic = itgan.SyntheticSet(generator, bank)             # a PyTorch data set
+synthetic.save("digits.itgan.safetensors", dtype="fp16")    # generator + latents, one file
+trials = itgan.evaluate(synthetic, data.test, seeds=[0, 1, 2])
+itgan.summarize(trials)                                     # rows of a table
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from itgan import matching
+    from itgan.augment import Augmentation, draw_augmentation, siamese
+    from itgan.condensation import condense
+    from itgan.configs import (
+        CondensationConfig,
+        EvaluationConfig,
+        InversionConfig,
+        PretrainingConfig,
+        RunConfig,
+    )
+    from itgan.data import Dataset, ImageSet, load_dataset
+    from itgan.embedding import RandomPool, train_extractor
+    from itgan.errors import InputError
+    from itgan.evaluation import Trial, evaluate, paired_difference, summarize
+    from itgan.generators import ConditionalGenerator, load_generator, wrap_generator
+    from itgan.inversion import invert
+    from itgan.latents import LatentBank, sample_latents
+    from itgan.networks import build_network
+    from itgan.pretraining import pretrain
+    from itgan.sources import FreshSamples, PixelSet, SyntheticSet
+
+# Names are imported when they are first used: `itgan --help` must not wait for torch.
+_HOME = {
+    "matching": "",
+    "Augmentation": "augment",
+    "draw_augmentation": "augment",
+    "siamese": "augment",
+    "condense": "condensation",
+    "CondensationConfig": "configs",
+    "EvaluationConfig": "configs",
+    "InversionConfig": "configs",
+    "PretrainingConfig": "configs",
+    "RunConfig": "configs",
+    "Dataset": "data",
+    "ImageSet": "data",
+    "load_dataset": "data",
+    "RandomPool": "embedding",
+    "train_extractor": "embedding",
+    "InputError": "errors",
+    "Trial": "evaluation",
+    "evaluate": "evaluation",
+    "paired_difference": "evaluation",
+    "summarize": "evaluation",
+    "ConditionalGenerator": "generators",
+    "load_generator": "generators",
+    "wrap_generator": "generators",
+    "invert": "inversion",
+    "LatentBank": "latents",
+    "sample_latents": "latents",
+    "build_network": "networks",
+    "pretrain": "pretraining",
+    "FreshSamples": "sources",
+    "PixelSet": "sources",
+    "SyntheticSet": "sources",
+}
+
+__all__ = [
+    "Augmentation",
+    "CondensationConfig",
+    "ConditionalGenerator",
+    "Dataset",
+    "EvaluationConfig",
+    "FreshSamples",
+    "ImageSet",
+    "InputError",
+    "InversionConfig",
+    "LatentBank",
+    "PixelSet",
+    "PretrainingConfig",
+    "RandomPool",
+    "RunConfig",
+    "SyntheticSet",
+    "Trial",
+    "build_network",
+    "condense",
+    "draw_augmentation",
+    "evaluate",
+    "invert",
+    "load_dataset",
+    "load_generator",
+    "matching",
+    "paired_difference",
+    "pretrain",
+    "sample_latents",
+    "siamese",
+    "summarize",
+    "train_extractor",
+    "wrap_generator",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'itgan' has no attribute {name!r}")
+    home = importlib.import_module(f"itgan.{_HOME[name] or name}")
+    value = getattr(home, name) if _HOME[name] else home
+    globals()[name] = value
+    return value

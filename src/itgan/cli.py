@@ -1,0 +1,320 @@
+"""The command line: `itgan COMMAND …`.
+
+Heavy imports wait until a command needs them. Exit codes: 0 done, 2 the input is wrong (one line
+on stderr), 1 the machine failed, 130 interrupted.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from itgan.errors import InputError
+
+if TYPE_CHECKING:
+    from itgan.configs import RunConfig
+    from itgan.pipeline import Experiment
+    from itgan.runs import Run
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        from itgan import __version__
+
+        _print(f"itgan {__version__}")
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            raise InputError(f"command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
+        COMMANDS[arguments[0]](arguments[1:])
+    except InputError as error:
+        return _fail(2, str(error))
+    except KeyboardInterrupt:
+        return _fail(130, f"interrupted; to go on: itgan {shlex.join(arguments)}")
+    except MemoryError:
+        return _fail(1, "out of memory; finished cells are kept; lower --condensation.micro-batch")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(1, "the disk is full; finished cells are kept; free space and run again")
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            return _fail(2, f"{error.filename}: {error.strerror}; give another path")
+        raise
+    return 0
+
+
+def _fail(code: int, line: str) -> int:
+    sys.stderr.write(f"itgan: {line}\n")
+    return code
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [
+        "usage: itgan COMMAND …    (itgan COMMAND --help tells more)",
+        "",
+        "Turn a pre-trained class-conditional generator into a generator of informative",
+        "training data.",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<{width}}  {(command.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
+    """Typed flags by tyro, whose multi-line errors become one line.
+
+    Raises:
+        InputError: an unknown flag or a value out of bounds.
+    """
+    import tyro
+
+    said = io.StringIO()
+    width = os.environ.get("COLUMNS")
+    wants_help = {"-h", "--help"} & set(arguments)
+    try:
+        if not wants_help:
+            os.environ["COLUMNS"] = "2000"  # no line breaks inside a message
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(arguments), prog=prog, description="", default=default)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise InputError(_one_line(said.getvalue())) from None
+    finally:
+        if width is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = width
+
+
+def _one_line(box: str) -> str:
+    """The message inside tyro's box."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", box).split())
+    text = re.sub(r" ?For full helptext.*$| ?For further information visit \S+", "", text)
+    found = re.search(
+        r"Error parsing (?P<where>\S+): \d+ validation errors? for \S+ (?P<what>.*?) "
+        r"\[type=(?P<type>\w+), input_value=(?P<got>.*?), input_type=",
+        text,
+    )
+    if found is None:
+        text = re.sub(r"^(Value error|Unrecognized options|Missing\S*|Parsing error) ", "", text)
+        return text.split(" Argument helptext:")[0].split(" Got errors:")[0]
+    what, where = found["what"], found["where"]
+    if found["type"] == "value_error":
+        return what.removeprefix("Value error, ")
+    field, _, message = what.partition(" ")
+    prefix = "" if where[0].isupper() else f"{where}."
+    return f"{prefix}{field}: {message[:1].lower()}{message[1:]}, not {found['got']}"
+
+
+def _recipe(arguments: Sequence[str], command: str) -> "RunConfig":
+    """The config of `itgan COMMAND RECIPE --flags`."""
+    from itgan.configs import RunConfig
+    from itgan.recipes import RECIPES
+
+    config = _preset(RECIPES, RunConfig, arguments, command, "recipe")
+    return config if config.out else config.model_copy(update={"out": f"runs/{config.recipe}"})
+
+
+def _preset(
+    presets: Mapping[str, Callable[[], T]],
+    kind: type[T],
+    arguments: Sequence[str],
+    command: str,
+    what: str,
+) -> T:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"usage: itgan {command} {what.upper()} [--flags]", ""]
+        for name, make in presets.items():
+            lines.append(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
+        lines += ["", f"itgan {command} {what.upper()} --help lists the flags."]
+        if not arguments:
+            raise InputError(f"{command}: name a {what}: {', '.join(presets)}")
+        _print("\n".join(lines))
+        raise SystemExit(0)
+    name = arguments[0]
+    if name not in presets:
+        raise InputError(f"{what} {name!r}: choose one of {', '.join(presets)}")
+    return _parse(kind, arguments[1:], f"itgan {command} {name}", presets[name]())
+
+
+def _open(config: "RunConfig") -> tuple["Experiment", "Run"]:
+    from itgan.pipeline import Experiment
+    from itgan.runs import Run
+
+    return Experiment(config), Run(Path(config.out or ""))
+
+
+def _plan(arguments: Sequence[str]) -> None:
+    """Show what a recipe will compute and cost; starts nothing."""
+    config = _recipe(arguments, "plan")
+    from itgan.planning import plan
+
+    experiment, run = _open(config)
+    stages = plan(experiment, run)
+    _print(config.model_dump_json(indent=1))
+    _table(
+        ["stage", "cells", "done", "generated images", "minutes here"],
+        [
+            [
+                row["stage"],
+                row["cells"],
+                row["done"],
+                f"{row['generated']:,}",
+                f"{row['seconds'] / 60:.1f}",
+            ]
+            for row in stages
+        ],
+    )
+    total = sum(row["seconds"] for row in stages) / 60
+    size = experiment.synthetic_bytes()
+    _print(f"{total:.1f} minutes to do; a synthetic set takes {size:,} bytes in fp32")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Compute a recipe, all stages; goes on where it stopped."""
+    config = _recipe(arguments, "run")
+    from itgan import pipeline
+
+    experiment, run = _open(config)
+    pipeline.compute(experiment, run)
+    _publish(experiment, run)
+
+
+def _publish(experiment: "Experiment", run: "Run") -> None:
+    from rich.console import Console
+
+    from itgan import pipeline
+    from itgan.report import differences_table, results_table
+
+    rows, differences, html = pipeline.publish(experiment, run)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(results_table(rows))
+    if differences:
+        console.print(differences_table(differences))
+    _print(f"report: {html}")
+
+
+def _stage(name: str, doc: str) -> Callable[[Sequence[str]], None]:
+    def command(arguments: Sequence[str]) -> None:
+        config = _recipe(arguments, name)
+        from itgan import pipeline
+
+        experiment, run = _open(config)
+        pipeline.compute(experiment, run, name)
+        cells = experiment.stage(name)
+        _print(f"{len(cells)} cells done in {run.path}")
+
+    command.__doc__ = doc
+    return command
+
+
+def _report(arguments: Sequence[str]) -> None:
+    """Write the tables and report.html of a run from what is computed."""
+    config = _recipe(arguments, "report")
+    _publish(*_open(config))
+
+
+def _pretrain(arguments: Sequence[str]) -> None:
+    """Train a class-conditional generator; goes on where it stopped."""
+    from itgan.configs import PretrainingConfig
+    from itgan.recipes import PRETRAININGS
+
+    config = _preset(PRETRAININGS, PretrainingConfig, arguments, "pretrain", "preset")
+    from itgan.data import load_dataset
+    from itgan.pretraining import pretrain
+
+    out = Path(config.out or f"runs/pretrain-{arguments[0]}")
+    data = load_dataset(config.dataset, validation=config.validation)
+    _print(f"generator: {pretrain(config, data, out)}")
+
+
+def _score(arguments: Sequence[str]) -> None:
+    """Score a synthetic set (a file, or a shipped name) under the protocol."""
+    from itgan.scoring import ScoreOptions, score
+
+    if not arguments or arguments[0].startswith("-"):
+        _parse(ScoreOptions, arguments or ["--help"], "itgan score PATH", ScoreOptions())
+        raise InputError("score: give a file or a shipped name first")
+    options = _parse(ScoreOptions, arguments[1:], f"itgan score {arguments[0]}", ScoreOptions())
+    from rich.console import Console
+
+    from itgan.report import results_table
+
+    Console(width=None if sys.stdout.isatty() else 110).print(
+        results_table(score(arguments[0], options))
+    )
+
+
+def _inspect(arguments: Sequence[str]) -> None:
+    """Tell what a file is: shapes, stage, provenance, bytes."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        _print("usage: itgan inspect FILE    (a safetensors file of this project, or a .pt)")
+        if arguments and arguments[0] in ("-h", "--help"):
+            return
+        raise InputError("inspect: give one file")
+    from itgan.inspection import describe
+
+    _print(describe(Path(arguments[0])))
+
+
+def _zoo(arguments: Sequence[str]) -> None:
+    """List what ships with the package."""
+    from itgan.artefacts import read_metadata
+    from itgan.generators import shipped
+
+    rows: list[list[Any]] = []
+    for kind in ("generator", "synthetic"):
+        for name, path in shipped(kind).items():
+            metadata = read_metadata(path)
+            dataset = metadata.get("dataset") or metadata["about"].get("dataset", "")
+            rows.append([name, kind, dataset, f"{path.stat().st_size:,}", metadata["sha256"][:16]])
+    _table(["name", "kind", "data set", "bytes", "sha256"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    for i, title in enumerate(head):
+        table.add_column(title, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "plan": _plan,
+    "run": _run,
+    "pretrain": _pretrain,
+    "embed": _stage("embed", "Train the extractor of a recipe."),
+    "invert": _stage("invert", "Make the inverted banks of a recipe."),
+    "condense": _stage("condense", "Make the condensed banks of a recipe."),
+    "evaluate": _stage("evaluate", "Train and score the classifiers of a recipe."),
+    "report": _report,
+    "score": _score,
+    "inspect": _inspect,
+    "zoo": _zoo,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""The whole road on one screen: which cells an experiment has, and what each is made from.
+
+real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
+             └──────────────────────────────> sources ────────┴─> trials ─> report
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from itgan import artefacts
+from itgan.artefacts import Checkpoint
+from itgan.charts import Curve
+from itgan.condensation import condense
+from itgan.configs import RunConfig, Source
+from itgan.data import Dataset, ImageSet, load_dataset
+from itgan.devices import pick_device
+from itgan.embedding import train_extractor
+from itgan.errors import InputError
+from itgan.evaluation import Trial, evaluate, paired_difference, summarize
+from itgan.generators import FrozenGenerator, load_generator
+from itgan.inversion import invert
+from itgan.latents import LatentBank, check_images, sample_latents
+from itgan.networks import Network
+from itgan.randomness import derive, derive_seed
+from itgan.report import Gallery, write_report
+from itgan.runs import Cell, Run, environment
+from itgan.sources import FreshSamples, PixelSet, SyntheticSet
+from itgan.training import Source as TrainingSource
+
+# Differences that a table of these sources is read for.
+COMPARISONS = (
+    ("itgan", "inversion"),
+    ("itgan", "gan"),
+    ("inversion", "gan"),
+    ("itgan", "random"),
+)
+
+
+class Experiment:
+    """A configuration with its data and generator, as a graph of cells."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Load nothing yet."""
+        self.config = config
+        self._subsets: dict[int, ImageSet] = {}
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set, validation images taken out."""
+        config = self.config
+        return load_dataset(
+            config.dataset, validation=config.validation, image_size=config.image_size
+        )
+
+    @cached_property
+    def generator(self) -> FrozenGenerator:
+        """The frozen generator, checked against the data."""
+        generator = load_generator(self.config.generator, pick_device(self.config.device))
+        check_images(generator, self.data.train)
+        return generator
+
+    @cached_property
+    def scored_on(self) -> ImageSet:
+        """Validation images if there are any, else test images."""
+        return self.data.validation or self.data.test
+
+    def subset(self, latent_seed: int) -> ImageSet:
+        """The training rows of a bank: ``latents_per_class`` of each class, drawn by seed."""
+        if latent_seed not in self._subsets:
+            self._subsets[latent_seed] = self._select(latent_seed)
+        return self._subsets[latent_seed]
+
+    def _select(self, latent_seed: int) -> ImageSet:
+        train, wanted = self.data.train, self.config.latents_per_class
+        if wanted is None:
+            return train
+        picks = []
+        for label in range(train.num_classes):
+            members = train.class_indices(label)
+            if len(members) < wanted:
+                raise InputError(
+                    f"latents_per_class={wanted}: class {train.class_names[label]!r} has only "
+                    f"{len(members)} training images; give at most that, or none for all"
+                )
+            rng = derive(self.config.seed, "rows", label, latent_seed)
+            picks.append(members[torch.randperm(len(members), generator=rng)[:wanted]])
+        return train.select(torch.cat(picks))
+
+    def _seed(self, latent_seed: int) -> int:
+        return derive_seed(self.config.seed, "bank", latent_seed)
+
+    def extractor(self) -> Cell:
+        """Psi of Eq. 8, trained on all training images."""
+        config, seed = self.config.inversion.extractor, derive_seed(self.config.seed, "extractor")
+
+        def compute(checkpoint: Checkpoint) -> Network:
+            return train_extractor(self.data.train, config, seed, self.generator.device)
+
+        determinants = {
+            "config": config.model_dump(),
+            "data": self.data.train.fingerprint,
+            "num_classes": self.data.num_classes,
+            "seed": seed,
+        }
+        return Cell("network", "extractor", determinants, (), compute)
+
+    def inverted(self, latent_seed: int) -> Cell:
+        """Eq. 8 for the rows of one bank."""
+        config, seed = self.config.inversion, self._seed(latent_seed)
+        rows = self.subset(latent_seed)
+
+        def compute(extractor: Network, checkpoint: Checkpoint) -> LatentBank:
+            extractor = extractor.to(self.generator.device)
+            return invert(self.generator, rows, config, seed, extractor, checkpoint)
+
+        determinants = {
+            "config": config.model_dump(exclude={"extractor"}),
+            "generator": self.generator.fingerprint,
+            "images": rows.fingerprint,
+            "seed": seed,
+        }
+        label = f"inverted bank, latent seed {latent_seed}"
+        return Cell("bank", label, determinants, (self.extractor(),), compute)
+
+    def condensed(self, latent_seed: int) -> Cell:
+        """Eq. 11 from the inverted bank."""
+        config, seed = self.config.condensation, self._seed(latent_seed)
+
+        def compute(start: LatentBank, checkpoint: Checkpoint) -> LatentBank:
+            return condense(
+                self.generator, start, self.data.train, config, seed, checkpoint=checkpoint
+            )
+
+        determinants = {
+            "config": config.model_dump(),
+            "generator": self.generator.fingerprint,
+            "real": self.data.train.fingerprint,
+            "seed": seed,
+        }
+        label = f"condensed bank, latent seed {latent_seed}"
+        return Cell("bank", label, determinants, (self.inverted(latent_seed),), compute)
+
+    def bank_cell(self, source: str, latent_seed: int) -> tuple[Cell, ...]:
+        """The bank that a source is made from, where it has one."""
+        if source == "inversion":
+            return (self.inverted(latent_seed),)
+        return (self.condensed(latent_seed),) if source == "itgan" else ()
+
+    def source(self, name: Source, latent_seed: int, bank: LatentBank | None) -> TrainingSource:
+        """What classifiers are trained on."""
+        train = self.data.train
+        if name == "real":
+            return PixelSet(train.images, train.labels, "real")
+        rows = self.subset(latent_seed)
+        if name == "random":
+            return PixelSet(rows.images, rows.labels, "random", "same-rows", latent_seed)
+        if name == "gan-fresh":
+            return FreshSamples(self.generator, rows.labels, latent_seed)
+        bank = bank or sample_latents(self.generator, rows, self._seed(latent_seed))
+        return self.synthetic(bank, latent_seed)
+
+    def synthetic(self, bank: LatentBank, latent_seed: int) -> SyntheticSet:
+        """Generator and bank, with what a reader must know of the data."""
+        about = {
+            "dataset": self.config.dataset,
+            "class_names": list(self.data.class_names),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+        }
+        made = SyntheticSet(self.generator, bank, about=about)
+        made.latent_seed = latent_seed
+        return made
+
+    def synthetic_bytes(self) -> int:
+        """Bytes of one synthetic set in fp32."""
+        rows = self.subset(self.config.latent_seeds[0])
+        return self.synthetic(sample_latents(self.generator, rows), 0).nbytes
+
+    def trial(self, source: Source, latent_seed: int, network_seed: int) -> Cell:
+        """One classifier, trained and scored."""
+        config = self.config.evaluation
+        per_class = self.config.latents_per_class
+
+        def compute(*banks: LatentBank, checkpoint: Checkpoint) -> Trial:
+            made = self.source(source, latent_seed, banks[0] if banks else None)
+            return evaluate(
+                made,
+                self.scored_on,
+                config,
+                [network_seed],
+                self.config.device,
+                dataset=self.data.name,
+                latents_per_class=per_class,
+            )[0]
+
+        determinants = {
+            "source": source,
+            "config": config.model_dump(),
+            "generator": None if source in ("real", "random") else self.generator.fingerprint,
+            "train": self.data.train.fingerprint
+            if source == "real"
+            else self.subset(latent_seed).fingerprint,
+            "scored_on": self.scored_on.fingerprint,
+            "dataset": self.data.name,
+            "latents_per_class": per_class,
+            "latent_seed": self._seed(latent_seed),
+            "network_seed": network_seed,
+        }
+        label = f"trial of {source}, latent seed {latent_seed}, network seed {network_seed}"
+        return Cell("trial", label, determinants, self.bank_cell(source, latent_seed), compute)
+
+    def trials(self) -> list[Cell]:
+        """Every classifier of the experiment; the whole training set has no latent seeds."""
+        config = self.config
+        return [
+            self.trial(source, latent_seed, network_seed)
+            for source in config.sources
+            for latent_seed in (
+                config.latent_seeds[:1] if source == "real" else config.latent_seeds
+            )
+            for network_seed in config.network_seeds
+        ]
+
+    def stage(self, name: str) -> list[Cell]:
+        """The cells of one stage: ``embed``, ``invert``, ``condense`` or ``evaluate``."""
+        seeds = self.config.latent_seeds
+        if name == "embed":
+            return [self.extractor()]
+        if name == "invert":
+            return [self.inverted(seed) for seed in seeds]
+        if name == "condense":
+            return [self.condensed(seed) for seed in seeds]
+        return self.trials()
+
+
+def compute(experiment: Experiment, run: Run, stage: str = "evaluate") -> list[Any]:
+    """Compute what is missing of a stage and of all it needs; returns the stage's values."""
+    cells = experiment.stage(stage)
+    with artefacts.locked(run.path):
+        run.open(experiment.config)
+        return [run.value(cell) for cell in cells]
+
+
+def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of ``results.json``, and the paired differences between sources."""
+    trials = list(trials)
+    by_source: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_source.setdefault(trial.source, []).append(trial)
+    differences = [
+        paired_difference(by_source[a], by_source[b])
+        for a, b in COMPARISONS
+        if a in by_source and b in by_source
+    ]
+    return summarize(trials), differences
+
+
+def publish(
+    experiment: Experiment, run: Run
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Path]:
+    """Write trials.jsonl, results.json, report.html and report.md from the cells that are done.
+
+    Returns:
+        The rows of ``results.json``, the paired differences, and the path of the HTML report.
+
+    Raises:
+        InputError: no classifier has been trained yet.
+    """
+    config = experiment.config
+    trials: list[Trial] = [run.value(cell) for cell in experiment.trials() if run.done(cell)]
+    if not trials:
+        raise InputError(f"{run.path}: no classifier has been trained yet; itgan run first")
+    rows, differences = tabulate(trials)
+    run.write_trials(trials, rows)
+    missing = len(experiment.trials()) - len(trials)
+    scored = "validation" if experiment.data.validation else "test"
+    notes = [
+        f"Accuracy is on {len(experiment.scored_on):,} real {scored} images, after the last "
+        "step of training.",
+        "std is over all trials; the interval is a bootstrap over latent sets, then networks.",
+    ]
+    if missing:
+        notes.append(f"{missing} trials of this run are still to be computed.")
+    html, _ = write_report(
+        run.path,
+        title=f"{config.recipe} on {experiment.data.name}",
+        rows=rows,
+        curves=[*_loss_curves(experiment, run), *_accuracy_curves(trials)],
+        gallery=_gallery(experiment, run),
+        config=config.model_dump(mode="json"),
+        environment=environment(),
+        notes=notes,
+        differences=differences,
+        files=("results.json", "trials.jsonl", "config.json", "environment.json"),
+    )
+    return rows, differences, html
+
+
+def _banks(experiment: Experiment, run: Run, stage: str) -> list[LatentBank]:
+    return [run.value(cell) for cell in experiment.stage(stage) if run.done(cell)]
+
+
+def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
+    curves = []
+    for stage, name, quantity in (
+        ("invert", "Inversion (Eq. 8)", "loss per image"),
+        ("condense", "Condensation (Eq. 11)", "loss"),
+    ):
+        losses = [bank.history["loss"] for bank in _banks(experiment, run, stage)]
+        if losses:
+            series = [([float(x) for x in range(1, len(ys) + 1)], list(ys)) for ys in losses]
+            source = "inversion" if stage == "invert" else "itgan"
+            curves.append(Curve(name, "step", quantity, {source: series}))
+    return curves
+
+
+def _accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
+    series: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for trial in trials:
+        if len(trial.curve) > 1:
+            xs = [point["update"] for point in trial.curve]
+            ys = [100 * point["accuracy"] for point in trial.curve]
+            series.setdefault(trial.source, []).append((xs, ys))
+    return [Curve("Classifiers", "update", "accuracy on real images, %", series)] if series else []
+
+
+def _gallery(experiment: Experiment, run: Run, per_class: int = 8) -> Gallery | None:
+    """Real, inverted and condensed images of the same rows, from the first bank."""
+    seed = experiment.config.latent_seeds[0]
+    rows = experiment.subset(seed)
+    names = experiment.data.class_names
+    members = [rows.class_indices(label)[:per_class] for label in range(len(names))]
+    k = min(len(m) for m in members)
+    if not k:
+        return None
+    picks = torch.stack([m[:k] for m in members])  # classes k
+    stages = {"real": rows.images[picks]}
+    for name, cell in (
+        ("inverted", experiment.inverted(seed)),
+        ("condensed", experiment.condensed(seed)),
+    ):
+        if run.done(cell):
+            bank = run.value(cell).select(picks.flatten())
+            images = experiment.synthetic(bank, seed).materialise().images
+            stages[name] = images.unflatten(0, picks.shape)
+    return Gallery(names, stages)

@@ -1,0 +1,129 @@
+"""What a run will cost, from a few measured steps: the plan before the spend."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from itgan.condensation import condense
+from itgan.configs import EvaluationConfig
+from itgan.evaluation import evaluate
+from itgan.inversion import invert
+from itgan.latents import sample_latents
+from itgan.networks import Network, build_network
+from itgan.pipeline import Experiment
+from itgan.runs import Cell, Run, with_inputs
+from itgan.sources import PixelSet
+from itgan.training import count_updates
+
+
+def plan(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
+    """For each stage: cells done and to do, generated images, seconds from a few real steps."""
+    cells = with_inputs(experiment.trials())
+    stages: dict[str, list[Cell]] = {}
+    for cell in cells:
+        stages.setdefault(cell.label.split()[0], []).append(cell)
+    rows = []
+    for stage, members in stages.items():
+        missing = [cell for cell in members if not run.done(cell)]
+        images, seconds = _cost(experiment, stage, missing)
+        rows.append(
+            {
+                "stage": stage,
+                "cells": len(members),
+                "done": len(members) - len(missing),
+                "generated": images,
+                "seconds": seconds,
+            }
+        )
+    return rows
+
+
+def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int, float]:
+    """Generated images and seconds of the cells that are still to be computed."""
+    if not missing:
+        return 0, 0.0
+    config = experiment.config
+    rows = experiment.subset(config.latent_seeds[0])
+    if stage == "extractor":
+        training = config.inversion.extractor
+        source = PixelSet(experiment.data.train.images, experiment.data.train.labels)
+        return 0, _training_seconds(experiment, source, training, scored=False)
+    if stage == "inverted":
+        settings = config.inversion
+        batch = rows.select(range(min(len(rows), settings.batch_size)))
+        extractor = _untrained(experiment, settings.extractor)
+        per_step = _per_step(
+            lambda steps: invert(
+                experiment.generator,
+                batch,
+                settings.model_copy(update={"steps": steps}),
+                extractor=extractor,
+            )
+        )
+        batches = -(-len(rows) // settings.batch_size)
+        images = len(rows) * settings.steps
+        return images * len(missing), per_step * settings.steps * batches * len(missing)
+    if stage == "condensed":
+        bank = sample_latents(experiment.generator, rows)
+        per_step = _per_step(
+            lambda steps: condense(
+                experiment.generator,
+                bank,
+                experiment.data.train,
+                config.condensation.model_copy(update={"steps": steps}),
+            )
+        )
+        images = len(rows) * config.condensation.steps
+        return images * len(missing), per_step * config.condensation.steps * len(missing)
+    whole = sum(cell.determinants["source"] == "real" for cell in missing)
+    generated = sum(cell.determinants["source"] not in ("real", "random") for cell in missing)
+    small = PixelSet(rows.images, rows.labels)
+    large = PixelSet(experiment.data.train.images, experiment.data.train.labels)
+    seconds = 0.0
+    for source, count in ((large, whole), (small, len(missing) - whole)):
+        if count:
+            seconds += count * _training_seconds(
+                experiment, source, config.evaluation, scored=True
+            )
+    return generated * len(rows), seconds
+
+
+def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:
+    data = experiment.data
+    return (
+        build_network(
+            config.network, data.image_shape, data.num_classes, mean=data.mean, std=data.std
+        )
+        .requires_grad_(False)
+        .to(experiment.generator.device)
+    )
+
+
+def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> float:
+    """Seconds per step: the difference of two short runs, which cancels what is done once."""
+    work(few)
+    timings = []
+    for steps in (few, more):
+        begun = time.perf_counter()
+        work(steps)
+        timings.append(time.perf_counter() - begun)
+    return max(0.0, timings[1] - timings[0]) / (more - few)
+
+
+def _training_seconds(
+    experiment: Experiment, source: PixelSet, config: EvaluationConfig, *, scored: bool
+) -> float:
+    device, scores = experiment.config.device, experiment.scored_on
+    probe = scores.select(range(min(len(scores), 200)))
+
+    def work(updates: int) -> object:
+        short = config.model_copy(update={"updates": updates, "curve_points": 0})
+        return evaluate(source, probe, short, [0], device)
+
+    seconds = _per_step(work) * count_updates(config, len(source))
+    if scored:
+        begun = time.perf_counter()
+        work(1)
+        once = time.perf_counter() - begun
+        seconds += once * len(scores) / len(probe) * max(1, config.curve_points)
+    return seconds

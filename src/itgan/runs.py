@@ -1,0 +1,186 @@
+"""Runs: every expensive result is a cell, named by the hash of what determines it.
+
+A cell knows its kind, what determines it (config, seeds, hashes of data), the cells that it is
+computed from, and how to compute it. A run directory keeps the values; to resume is to compute
+what is missing. Only this module knows the paths inside a run directory.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import itgan
+from itgan import artefacts
+from itgan.artefacts import Checkpoint
+from itgan.configs import RunConfig
+from itgan.embedding import load_network, save_network
+from itgan.errors import InputError
+from itgan.evaluation import Trial
+from itgan.latents import LatentBank
+from itgan.networks import Network
+from itgan.progress import say
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One expensive result.
+
+    Attributes:
+        kind: ``network``, ``bank`` or ``trial``: how it is stored.
+        label: what a reader calls it.
+        determinants: JSON values that determine it, beside its inputs.
+        inputs: the cells it is computed from.
+        compute: from the inputs' values, and a place for snapshots, to the value.
+    """
+
+    kind: str
+    label: str
+    determinants: Mapping[str, Any]
+    inputs: tuple["Cell", ...]
+    compute: Callable[..., Any]
+
+    @property
+    def name(self) -> str:
+        """Stage and hash of all that determines the value."""
+        identity = [self.kind, self.determinants, [cell.name for cell in self.inputs]]
+        return f"{self.label.split()[0]}-{artefacts.json_digest(identity)[:16]}"
+
+
+def with_inputs(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells and everything they need, inputs first, each name once."""
+    found: dict[str, Cell] = {}
+
+    def visit(cell: Cell) -> None:
+        if cell.name not in found:
+            for before in cell.inputs:
+                visit(before)
+            found[cell.name] = cell
+
+    for cell in cells:
+        visit(cell)
+    return list(found.values())
+
+
+def _save_network(path: Path, network: Network, cell: Cell) -> None:
+    determinants = cell.determinants
+    save_network(path, network, determinants["config"]["network"], determinants["num_classes"])
+
+
+def _save_trial(path: Path, trial: Trial, cell: Cell) -> None:
+    determinants = dict(cell.determinants)
+    artefacts.write_json(path, {"trial": asdict(trial), "determinants": determinants})
+
+
+def _load_trial(path: Path) -> Trial:
+    return Trial(**json.loads(path.read_text())["trial"])
+
+
+def _save_bank(path: Path, bank: LatentBank, cell: Cell) -> None:
+    bank.save(path)
+
+
+STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path], Any]]] = {
+    "network": (".safetensors", _save_network, load_network),
+    "bank": (".safetensors", _save_bank, LatentBank.load),
+    "trial": (".json", _save_trial, _load_trial),
+}
+
+
+class Run:
+    """A directory with the cells of one configuration."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is written before it is needed."""
+        self.path = path
+        self._values: dict[str, Any] = {}
+
+    def open(self, config: RunConfig) -> None:
+        """Claim the directory for a configuration.
+
+        Raises:
+            InputError: it holds another configuration's run; the message names the fields.
+        """
+        target = self.path / "config.json"
+        fresh = config.model_dump(mode="json", exclude={"out", "device"})
+        if target.exists():
+            kept = artefacts.read_json(target)
+            kept = {name: value for name, value in kept.items() if name in fresh}
+            if kept != fresh:
+                fields = ", ".join(_differences(kept, fresh))
+                raise InputError(
+                    f"--out {self.path}: holds a run with another configuration; these fields "
+                    f"differ: {fields}; give another --out, or the values that it was begun with"
+                )
+            return
+        artefacts.write_json(target, config.model_dump(mode="json"))
+        artefacts.write_json(self.path / "environment.json", environment())
+
+    def file(self, cell: Cell) -> Path:
+        """Where a cell's value is kept."""
+        return self.path / "cells" / (cell.name + STORAGE[cell.kind][0])
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the value is there."""
+        return self.file(cell).exists()
+
+    def value(self, cell: Cell) -> Any:  # noqa: ANN401 - what the cell computes
+        """The value of a cell, from memory, from the disk, or computed now with all it needs."""
+        if cell.name in self._values:
+            return self._values[cell.name]
+        path = self.file(cell)
+        _, save, load = STORAGE[cell.kind]
+        if not path.exists():
+            inputs = [self.value(before) for before in cell.inputs]
+            say(f"{cell.label} ({cell.name})")
+            checkpoint = Checkpoint(self.path / "partial" / f"{cell.name}.safetensors", cell.name)
+            begun = time.perf_counter()
+            value = cell.compute(*inputs, checkpoint=checkpoint)
+            save(path, value, cell)
+            checkpoint.clear()
+            seconds = round(time.perf_counter() - begun, 3)
+            artefacts.append_jsonl(
+                self.path / "metrics.jsonl",
+                {"cell": cell.name, "label": cell.label, "seconds": seconds, **_last(value)},
+            )
+        self._values[cell.name] = load(path)
+        return self._values[cell.name]
+
+    def write_trials(self, trials: Iterable[Trial], rows: list[dict[str, Any]]) -> None:
+        """Write ``trials.jsonl`` and ``results.json``: views over the cells."""
+        lines = "".join(json.dumps(asdict(trial)) + "\n" for trial in trials)
+        artefacts.write_bytes(self.path / "trials.jsonl", lines.encode())
+        artefacts.write_json(self.path / "results.json", rows)
+
+
+def _last(value: object) -> dict[str, Any]:
+    """What a metrics line says of a value: the last entry of each history."""
+    if isinstance(value, LatentBank):
+        return {name: values[-1] for name, values in value.history.items() if values}
+    return {"accuracy": value.accuracy} if isinstance(value, Trial) else {}
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted(a.keys() | b.keys()):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from _differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield f"{prefix}{key} ({left} there, {right} here)"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that results were computed with."""
+    return {
+        "itgan": itgan.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
