@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from itgan.embedding import RandomPool, train_extractor
     from itgan.errors import InputError
     from itgan.evaluation import Trial, evaluate, paired_difference, summarize
-    from itgan.generators import ConditionalGenerator, load_generator, wrap_generator
+    from itgan.generators import ConditionalGenerator, load_generator, shipped, wrap_generator
     from itgan.inversion import invert
     from itgan.latents import LatentBank, sample_latents
     from itgan.networks import build_network
@@ -61,6 +61,7 @@ _HOME = {
     "summarize": "evaluation",
     "ConditionalGenerator": "generators",
     "load_generator": "generators",
+    "shipped": "generators",
     "wrap_generator": "generators",
     "invert": "inversion",
     "LatentBank": "latents",
@@ -100,6 +101,7 @@ __all__ = [
     "paired_difference",
     "pretrain",
     "sample_latents",
+    "shipped",
     "siamese",
     "summarize",
     "train_extractor",

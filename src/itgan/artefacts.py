@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,17 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """Read a JSON file of a run.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run.
 
     Raises:
-        InputError: it is not JSON.
+        InputError: it is none.
     """
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not a readable JSON file; remove it and run again") from error
+    with contextlib.suppress(ValueError):
+        value = json.loads(path.read_text())
+        if isinstance(value, dict):
+            return value
+    raise InputError(f"{path}: not a readable JSON file; remove it and run again")
 
 
 def save(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -131,13 +133,15 @@ def load_foreign(path: Path | str) -> Any:  # noqa: ANN401 - whatever the file h
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a file loads or is refused in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: holds more than tensors, so loading would run code from the file; "
-            "save its state dict alone and give that"
+            f"{path}: holds more than tensors (loading would run code from the file), or is "
+            "damaged; save its state dict alone and give that"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # what a damaged file raises has no common type
         raise InputError(f"{path}: not a readable PyTorch file") from error
 
 

@@ -44,19 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(2, str(error))
     except KeyboardInterrupt:
         return _fail(130, f"interrupted; to go on: itgan {shlex.join(arguments)}")
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        torchs_own = "out of memory" in text or "can't allocate memory" in text
+        if not isinstance(error, MemoryError) and not torchs_own:
+            raise
         return _fail(1, "out of memory; finished cells are kept; lower --condensation.micro-batch")
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(1, "the disk is full; finished cells are kept; free space and run again")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
-            return _fail(2, f"{error.filename}: {error.strerror}; give another path")
-        raise
+        if error.filename is None or error.errno == errno.EIO:
+            raise
+        return _fail(2, f"{error.filename}: {error.strerror}; give another path")
     return 0
 
 
 def _fail(code: int, line: str) -> int:
-    sys.stderr.write(f"itgan: {line}\n")
+    sys.stderr.write(f"itgan: {' '.join(line.splitlines())}\n")
     return code
 
 
@@ -106,8 +110,8 @@ def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
 
 
 def _one_line(box: str) -> str:
-    """The message inside tyro's box."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", box).split())
+    """The message inside tyro's box, which is drawn in ASCII where the terminal is."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]|-{4,}", " ", box).split())
     text = re.sub(r" ?For full helptext.*$| ?For further information visit \S+", "", text)
     found = re.search(
         r"Error parsing (?P<where>\S+): \d+ validation errors? for \S+ (?P<what>.*?) "
@@ -115,8 +119,12 @@ def _one_line(box: str) -> str:
         text,
     )
     if found is None:
-        text = re.sub(r"^(Value error|Unrecognized options|Missing\S*|Parsing error) ", "", text)
-        return text.split(" Argument helptext:")[0].split(" Got errors:")[0]
+        text, _, similar = text.partition(" Perhaps you meant: ")
+        titles = r"^(Unrecognized options|Invalid choice|Missing argument|(Value|Parsing) error) "
+        text = re.sub(titles, "", text)
+        text = text.split(" Argument helptext:")[0].split(" Got errors:")[0]
+        flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]+", similar)))[:3]
+        return f"{text}; perhaps {' or '.join(flags)}" if flags else text
     what, where = found["what"], found["where"]
     if found["type"] == "value_error":
         return what.removeprefix("Value error, ")
@@ -239,29 +247,39 @@ def _pretrain(arguments: Sequence[str]) -> None:
     from itgan.recipes import PRETRAININGS
 
     config = _preset(PRETRAININGS, PretrainingConfig, arguments, "pretrain", "preset")
+    from itgan.cards import write_card
     from itgan.data import load_dataset
     from itgan.pretraining import pretrain
 
     out = Path(config.out or f"runs/pretrain-{arguments[0]}")
-    data = load_dataset(config.dataset, validation=config.validation)
-    _print(f"generator: {pretrain(config, data, out)}")
+    data = load_dataset(
+        config.dataset,
+        validation=config.validation,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    path = pretrain(config, data, out)
+    _print(f"generator: {path}")
+    _print(f"card: {write_card(path, data)}")
 
 
 def _score(arguments: Sequence[str]) -> None:
     """Score a synthetic set (a file, or a shipped name) under the protocol."""
-    from itgan.scoring import ScoreOptions, score
+    from itgan.configs import ScoreConfig
 
     if not arguments or arguments[0].startswith("-"):
-        _parse(ScoreOptions, arguments or ["--help"], "itgan score PATH", ScoreOptions())
+        _parse(ScoreConfig, arguments, "itgan score PATH", ScoreConfig())
         raise InputError("score: give a file or a shipped name first")
-    options = _parse(ScoreOptions, arguments[1:], f"itgan score {arguments[0]}", ScoreOptions())
     from rich.console import Console
 
     from itgan.report import results_table
+    from itgan.scoring import load_set, score
 
-    Console(width=None if sys.stdout.isatty() else 110).print(
-        results_table(score(arguments[0], options))
-    )
+    synthetic = load_set(arguments[0])
+    default = ScoreConfig(evaluation=synthetic.about.get("evaluation", {}))
+    config = _parse(ScoreConfig, arguments[1:], f"itgan score {arguments[0]}", default)
+    rows = score(synthetic, config)
+    Console(width=None if sys.stdout.isatty() else 110).print(results_table(rows))
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -278,6 +296,11 @@ def _inspect(arguments: Sequence[str]) -> None:
 
 def _zoo(arguments: Sequence[str]) -> None:
     """List what ships with the package."""
+    if arguments:
+        _print("usage: itgan zoo")
+        if arguments[0] in ("-h", "--help"):
+            return
+        raise InputError(f"zoo: takes no arguments, not {arguments[0]!r}")
     from itgan.artefacts import read_metadata
     from itgan.generators import shipped
 

@@ -69,6 +69,25 @@ class InversionConfig(Config):
     )
 
 
+class PoolConfig(Config):
+    """Where the networks that images are matched in come from."""
+
+    kind: Literal["random", "snapshots"] = Field(
+        "random", description="untrained networks, or snapshots along the training of some"
+    )
+    networks: Count = Field(10, description="networks that are trained")
+    snapshots: Count = Field(10, description="snapshots kept of each, evenly along its training")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the training rows that measures the snapshots' accuracy"
+    )
+    window: tuple[Share, Share] = Field(
+        (0.0, 1.0), description="accuracies of the snapshots that are drawn from"
+    )
+    training: EvaluationConfig = Field(
+        EvaluationConfig(epochs=20), description="how the networks are trained"
+    )
+
+
 class CondensationConfig(Config):
     """How latents are made informative (Eq. 9-11), by Adam."""
 
@@ -112,6 +131,8 @@ class PretrainingConfig(Config):
 
     dataset: str = Field("digits", description="data set to learn")
     validation: int = Field(0, ge=0, description="training images that are held out, never seen")
+    image_column: str | None = Field(None, description="image column, where it cannot be found")
+    label_column: str | None = Field(None, description="label column, where it cannot be found")
     steps: Count = Field(4000, description="generator steps")
     batch_size: Annotated[int, Field(ge=2, le=100_000)] = Field(64, description="images per step")
     discriminator_steps: Annotated[int, Field(ge=1, le=100)] = Field(
@@ -147,7 +168,7 @@ class RunConfig(Config):
     recipe: str = Field("digits", description="name of the recipe this came from")
     dataset: str = Field(
         "digits",
-        description="digits, a Parquet folder, hf:NAME, imagefolder:PATH, npz:PATH, cifar-binary:PATH",
+        description="digits, a Parquet folder, or hf: imagefolder: npz: cifar-binary: and a place",
     )
     generator: str = Field("biggan-digits", description="a shipped generator's name, or a file")
     latents_per_class: Count | None = Field(
@@ -167,6 +188,8 @@ class RunConfig(Config):
     image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None, description="bring images of mixed sizes to this many pixels"
     )
+    image_column: str | None = Field(None, description="image column, where it cannot be found")
+    label_column: str | None = Field(None, description="label column, where it cannot be found")
     inversion: InversionConfig = Field(InversionConfig(), description="real images to latents")
     condensation: CondensationConfig = Field(
         CondensationConfig(), description="latents to informative latents"
@@ -185,3 +208,16 @@ class RunConfig(Config):
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"{field}: give at least one value, each once")
         return self
+
+
+class ScoreConfig(Config):
+    """How a stored set is scored."""
+
+    dataset: str | None = Field(
+        None, description="data set with the test images (default: the one that the set names)"
+    )
+    network_seeds: Seeds = Field((0, 1, 2), description="one classifier for each")
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    evaluation: EvaluationConfig = Field(
+        EvaluationConfig(), description="training of the classifiers (default: as the set says)"
+    )

@@ -51,7 +51,7 @@ class Trial:
     images: int | None = None
     bytes: int | None = None
     labels: str = "hard"
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, float | int]] = field(default_factory=list)
 
 
 def evaluate(
@@ -102,7 +102,7 @@ def _trial(
     ).to(pick_device(device))
     total = count_updates(config, len(source))
     points = {round(total * (i + 1) / config.curve_points) for i in range(config.curve_points)}
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, float | int]] = []
 
     def measure(update: int, loss: float) -> None:
         if update in points:

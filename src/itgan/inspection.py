@@ -32,7 +32,8 @@ def describe(path: Path) -> str:
     lines = [f"{path}", f"{path.stat().st_size:,} bytes, of which tensors {total:,}", ""]
     lines += [f"{key}: {_text(value)}" for key, value in sorted(metadata.items())]
     for name, values in history.items():
-        lines.append(f"history.{name}: {len(values)} values, last {values[-1]:.6g}")
+        last = f", last {values[-1]:.6g}" if values else ""
+        lines.append(f"history.{name}: {len(values)} values{last}")
     lines.append("")
     for name, tensor in sorted(tensors.items()):
         shape = "x".join(map(str, tensor.shape)) or "scalar"

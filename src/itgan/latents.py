@@ -1,5 +1,6 @@
 """The latent bank: one latent for each training row, with its label and the row's number."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,9 @@ class LatentBank:
         provenance: how it was made: generator, config, seed.
     """
 
-    latents: Float[Tensor, "n ..."]
-    labels: Int[Tensor, " n"]
-    rows: Int[Tensor, " n"]
+    latents: Tensor  # checked below, since users make these by hand
+    labels: Tensor
+    rows: Tensor
     stage: Stage
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -221,8 +222,8 @@ class LatentAdam:
         mean = self.mean[rows].lerp(gradient, 1 - beta1)
         square = self.square[rows].lerp(gradient.square(), 1 - beta2)
         self.mean[rows], self.square[rows] = mean, square
-        unbiased = (square / (1 - beta2**age)).sqrt_().add_(self.eps)
-        self.latents[rows] -= self.learning_rate * (mean / (1 - beta1**age)) / unbiased
+        scale = (square / _weight(beta2, age)).sqrt_().add_(self.eps)
+        self.latents[rows] -= self.learning_rate * (mean / _weight(beta1, age)) / scale
 
     def state(self) -> dict[str, Tensor]:
         """All that a later step depends on."""
@@ -237,6 +238,11 @@ class LatentAdam:
         """Copy a ``state`` back."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+
+
+def _weight(beta: float, age: Tensor) -> Tensor:
+    """1 - beta^age, Adam's correction of a young average; fp32 would cancel near beta = 1."""
+    return -torch.expm1(age * math.log(beta)) if beta else torch.ones_like(age)
 
 
 def deal(

@@ -13,6 +13,7 @@ import torch
 
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
+from itgan.augment import parse_strategy
 from itgan.charts import Curve
 from itgan.condensation import condense
 from itgan.configs import RunConfig, Source
@@ -24,7 +25,7 @@ from itgan.evaluation import Trial, evaluate, paired_difference, summarize
 from itgan.generators import FrozenGenerator, load_generator
 from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
-from itgan.networks import Network
+from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
 from itgan.report import Gallery, write_report
 from itgan.runs import Cell, Run, environment
@@ -53,7 +54,11 @@ class Experiment:
         """The data set, validation images taken out."""
         config = self.config
         return load_dataset(
-            config.dataset, validation=config.validation, image_size=config.image_size
+            config.dataset,
+            validation=config.validation,
+            image_size=config.image_size,
+            image_column=config.image_column,
+            label_column=config.label_column,
         )
 
     @cached_property
@@ -67,6 +72,24 @@ class Experiment:
     def scored_on(self) -> ImageSet:
         """Validation images if there are any, else test images."""
         return self.data.validation or self.data.test
+
+    def check(self) -> None:
+        """Refuse now what a later stage would stumble over, hours from here.
+
+        Raises:
+            InputError: a network or an augmentation is unknown, or does not fit the images.
+        """
+        config, data = self.config, self.data
+        for name, stage in (
+            ("inversion.extractor", config.inversion.extractor),
+            ("condensation", config.condensation),
+            ("evaluation", config.evaluation),
+        ):
+            try:
+                parse_strategy(stage.augmentation)
+                build_network(stage.network, data.image_shape, data.num_classes)
+            except InputError as error:
+                raise InputError(f"{name}.{error}") from error
 
     def subset(self, latent_seed: int) -> ImageSet:
         """The training rows of a bank: ``latents_per_class`` of each class, drawn by seed."""
@@ -170,6 +193,7 @@ class Experiment:
             "class_names": list(self.data.class_names),
             "mean": list(self.data.mean),
             "std": list(self.data.std),
+            "evaluation": self.config.evaluation.model_dump(),
         }
         made = SyntheticSet(self.generator, bank, about=about)
         made.latent_seed = latent_seed
@@ -239,6 +263,7 @@ class Experiment:
 
 def compute(experiment: Experiment, run: Run, stage: str = "evaluate") -> list[Any]:
     """Compute what is missing of a stage and of all it needs; returns the stage's values."""
+    experiment.check()
     cells = experiment.stage(stage)
     with artefacts.locked(run.path):
         run.open(experiment.config)
@@ -249,12 +274,14 @@ def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[s
     """Rows of ``results.json``, and the paired differences between sources."""
     trials = list(trials)
     by_source: dict[str, list[Trial]] = {}
+    seeds: dict[str, set[tuple[int, int]]] = {}
     for trial in trials:
         by_source.setdefault(trial.source, []).append(trial)
+        seeds.setdefault(trial.source, set()).add((trial.latent_seed, trial.network_seed))
     differences = [
         paired_difference(by_source[a], by_source[b])
         for a, b in COMPARISONS
-        if a in by_source and b in by_source
+        if seeds.get(a, set()) & seeds.get(b, set())
     ]
     return summarize(trials), differences
 
@@ -262,7 +289,10 @@ def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[s
 def publish(
     experiment: Experiment, run: Run
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Path]:
-    """Write trials.jsonl, results.json, report.html and report.md from the cells that are done.
+    """Write tables, report and synthetic sets of a run from the cells that are done.
+
+    That is ``trials.jsonl``, ``results.json``, ``report.html``, ``report.md``, and for each
+    condensed bank a file in ``sets/`` with generator and latents.
 
     Returns:
         The rows of ``results.json``, the paired differences, and the path of the HTML report.
@@ -276,6 +306,10 @@ def publish(
         raise InputError(f"{run.path}: no classifier has been trained yet; itgan run first")
     rows, differences = tabulate(trials)
     run.write_trials(trials, rows)
+    for latent_seed in config.latent_seeds:
+        if run.done(cell := experiment.condensed(latent_seed)):
+            synthetic = experiment.synthetic(run.value(cell), latent_seed)
+            synthetic.save(run.path / "sets" / f"itgan-{latent_seed}.itgan.safetensors")
     missing = len(experiment.trials()) - len(trials)
     scored = "validation" if experiment.data.validation else "test"
     notes = [

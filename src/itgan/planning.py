@@ -12,16 +12,18 @@ from itgan.latents import sample_latents
 from itgan.networks import Network, build_network
 from itgan.pipeline import Experiment
 from itgan.runs import Cell, Run, with_inputs
-from itgan.sources import PixelSet
-from itgan.training import count_updates
+from itgan.sources import FreshSamples, PixelSet
+from itgan.training import Source, count_updates
 
 
 def plan(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
     """For each stage: cells done and to do, generated images, seconds from a few real steps."""
     cells = with_inputs(experiment.trials())
-    stages: dict[str, list[Cell]] = {}
+    stages: dict[str, list[Cell]] = {
+        stage: [] for stage in ("extractor", "inverted", "condensed", "trial")
+    }
     for cell in cells:
-        stages.setdefault(cell.label.split()[0], []).append(cell)
+        stages[cell.label.split()[0]].append(cell)
     rows = []
     for stage, members in stages.items():
         missing = [cell for cell in members if not run.done(cell)]
@@ -75,17 +77,24 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
         )
         images = len(rows) * config.condensation.steps
         return images * len(missing), per_step * config.condensation.steps * len(missing)
-    whole = sum(cell.determinants["source"] == "real" for cell in missing)
-    generated = sum(cell.determinants["source"] not in ("real", "random") for cell in missing)
-    small = PixelSet(rows.images, rows.labels)
-    large = PixelSet(experiment.data.train.images, experiment.data.train.labels)
+    sources = [cell.determinants["source"] for cell in missing]
+    whole, fresh = sources.count("real"), sources.count("gan-fresh")
+    generated = len(rows) * sum(s not in ("real", "random", "gan-fresh") for s in sources)
+    batches = -(-len(rows) // config.evaluation.batch_size)
+    updates = count_updates(config.evaluation, len(rows))
+    generated += fresh * round(updates * len(rows) / batches)  # new images in every epoch
+    train = experiment.data.train
     seconds = 0.0
-    for source, count in ((large, whole), (small, len(missing) - whole)):
+    for source, count in (
+        (PixelSet(train.images, train.labels), whole),
+        (FreshSamples(experiment.generator, rows.labels), fresh),
+        (PixelSet(rows.images, rows.labels), len(sources) - whole - fresh),
+    ):
         if count:
             seconds += count * _training_seconds(
                 experiment, source, config.evaluation, scored=True
             )
-    return generated * len(rows), seconds
+    return generated, seconds
 
 
 def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:
@@ -111,7 +120,7 @@ def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> flo
 
 
 def _training_seconds(
-    experiment: Experiment, source: PixelSet, config: EvaluationConfig, *, scored: bool
+    experiment: Experiment, source: Source, config: EvaluationConfig, *, scored: bool
 ) -> float:
     device, scores = experiment.config.device, experiment.scored_on
     probe = scores.select(range(min(len(scores), 200)))

@@ -33,6 +33,8 @@ from itgan.randomness import derive, derive_seed
 
 DIFFAUGMENT = {"translation": "crop", "cutout": "cutout", "color": "color"}
 LOG_EVERY = 50
+# Fields that say where and how long, not what: another value goes on with the same training.
+PLACES = {"steps", "device", "dataset", "image_column", "label_column", "out"}
 SAMPLE_EVERY = 1000
 
 
@@ -175,9 +177,12 @@ class GANTrainer:
         for name in ("generator", "discriminator", "average"):
             getattr(self, name).load_state_dict(_under(state, f"{name}."))
         for name, optimiser in self.adam.items():
+            parameters = optimiser.param_groups[0]["params"]
             moments: dict[int, dict[str, Tensor]] = {}
             for key, tensor in _under(state, f"adam.{name}.").items():
                 index, _, field = key.partition(".")
+                if tensor.ndim:  # fused Adam reads memory as it lies: strides must be the weight's
+                    tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
                 moments.setdefault(int(index), {})[field] = tensor
             groups = optimiser.state_dict()["param_groups"]
             optimiser.load_state_dict({"state": moments, "param_groups": groups})
@@ -229,18 +234,15 @@ def pretrain(config: PretrainingConfig, data: Dataset, out: Path) -> Path:
             loss became non-finite (the last good checkpoint is kept).
     """
     identity = artefacts.json_digest(
-        # More steps continue the same training; the device is where, not what. Defaults are left
-        # out, so that a field added later does not orphan a training that took days.
+        # Defaults are left out: a field added later must not orphan a training that took days.
         [
-            config.model_dump(
-                exclude={"steps", "device", "dataset", "out"}, exclude_defaults=True
-            ),
+            config.model_dump(exclude=PLACES, exclude_defaults=True),
             data.train.fingerprint,
         ]
     )
     with artefacts.locked(out):
         trainer = GANTrainer(config, data.train)
-        checkpoint = Checkpoint(out / "checkpoint.safetensors", identity, every_seconds=120)
+        checkpoint = Checkpoint(out / "checkpoint.safetensors", identity, every_seconds=120.0)
         begun = 0
         if (found := checkpoint.load()) is not None:
             trainer.restore(found[0])

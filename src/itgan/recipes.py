@@ -41,12 +41,13 @@ def cifar10_smoke() -> RunConfig:
         latents_per_class=20,
         sources=("random", "gan", "inversion", "itgan"),
         latent_seeds=(0,),
+        network_seeds=(0, 1),
         inversion=InversionConfig(
             steps=150,
             precision="bf16",
             extractor=EvaluationConfig(updates=300, precision="bf16", compile=True),
         ),
-        condensation=CondensationConfig(steps=150, real_per_class=64, precision="bf16"),
+        condensation=CondensationConfig(steps=100, real_per_class=64, precision="bf16"),
         evaluation=EvaluationConfig(updates=150, precision="bf16", compile=True),
     )
 

@@ -78,7 +78,10 @@ def _save_trial(path: Path, trial: Trial, cell: Cell) -> None:
 
 
 def _load_trial(path: Path) -> Trial:
-    return Trial(**json.loads(path.read_text())["trial"])
+    try:
+        return Trial(**artefacts.read_json(path)["trial"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a trial; remove it and run again") from error
 
 
 def _save_bank(path: Path, bank: LatentBank, cell: Cell) -> None:

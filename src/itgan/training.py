@@ -8,7 +8,7 @@ image its own parameters. The last step counts.
 import functools
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from itgan.progress import track
 from itgan.randomness import derive
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a classifier can be trained on."""
 
@@ -102,7 +103,7 @@ def train_classifier(
         if at_update is not None:
             at_update(update + 1, float(loss.detach()))
     if not loss.isfinite():
-        raise InputError(f"{label}: the loss became {float(loss)}; lower --learning-rate")
+        raise InputError(f"{label}: the loss became {float(loss.detach())}; lower learning_rate")
     return total
 
 

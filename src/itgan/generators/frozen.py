@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from itgan.artefacts import digest
 from itgan.errors import InputError
-from itgan.generators.biggan import BN_EPS, BigGAN
+from itgan.generators.biggan import BN_EPS, BigGAN, power_step
 
 
 def fold(model: BigGAN) -> dict[str, Tensor]:
@@ -27,7 +27,11 @@ def fold(model: BigGAN) -> dict[str, Tensor]:
     folded: dict[str, Tensor] = {}
 
     def layer(name: str, module: nn.Module) -> None:
-        folded[f"{name}.weight"] = module.normalised().detach()  # type: ignore[operator]
+        weight = module.weight.detach()  # type: ignore[operator]
+        # In fp64, so that the rounded sigma, and with it the fingerprint, is the same on every
+        # processor.
+        _, sigma = power_step(weight.double().flatten(1), module.u0.double())  # type: ignore[operator,union-attr]
+        folded[f"{name}.weight"] = weight / sigma.float()
         folded[f"{name}.bias"] = module.bias.detach()  # type: ignore[union-attr]
 
     def norm(name: str, module: nn.Module, gain: Tensor, bias: Tensor) -> None:

@@ -98,7 +98,7 @@ def wrap_generator(
     latent_shape: tuple[int, ...],
     num_classes: int,
     image_shape: tuple[int, int, int],
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    value_range: tuple[float | int, float | int] = (-1.0, 1.0),
     labels: LabelForm = "index",
     device: torch.device | str = "cpu",
 ) -> WrappedGenerator:
@@ -130,12 +130,13 @@ def wrap_generator(
         tuple(latent_shape),
         num_classes,
         image_shape,
-        value_range,
+        (float(low), float(high)),
         labels,
         torch.device(device),
     )
     probe = _check(generator)
-    generator.fingerprint = hashlib.sha256(probe.detach().cpu().numpy().tobytes()).hexdigest()
+    probe = probe.detach().cpu().float()
+    generator.fingerprint = hashlib.sha256(probe.numpy().tobytes()).hexdigest()
     return generator
 
 
@@ -174,9 +175,9 @@ def _check(generator: WrappedGenerator) -> Tensor:
                 "generator: two calls with the same latents differ; switch dropout and noise off "
                 "(module.eval())"
             )
-        for i in range(n):
-            alone = generator.raw(latents[i : i + 1], labels[i : i + 1])
-            if not torch.allclose(alone[0], images[i], atol=1e-3 * _span(generator)):
+        for pair in torch.arange(n).split(2):  # batch norms in training mode take no single one
+            apart = generator.raw(latents[pair], labels[pair])
+            if not torch.allclose(apart, images[pair], atol=1e-3 * _span(generator)):
                 raise InputError(
                     "generator: an image changes with the other latents of its batch; put batch "
                     "norms into evaluation mode (module.eval())"
@@ -198,6 +199,7 @@ def _check_values(generator: WrappedGenerator, images: Tensor, n: int) -> None:
     if not images.is_floating_point() or not images.isfinite().all():
         raise InputError("generator: its images must be finite floating-point numbers")
     low, high = generator.value_range
+    images = images.detach()
     slack = 1e-3 * _span(generator)
     if images.min() < low - slack or images.max() > high + slack:
         raise InputError(

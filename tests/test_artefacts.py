@@ -1,0 +1,307 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itgan import artefacts
+from itgan.artefacts import Checkpoint
+from itgan.errors import InputError
+
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.float32).reshape(2, 3) - 2.5,
+    "b": torch.tensor([1, 255], dtype=torch.uint8),
+    "scalar": torch.tensor(7, dtype=torch.int64),
+    "empty": torch.empty(0, 3),
+}
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    payload = bytearray(path.read_bytes())
+    payload[offset] ^= 1
+    path.write_bytes(payload)
+
+
+# --- hashes -------------------------------------------------------------------------------------
+
+
+def test_digest_sees_names_types_shapes_and_bytes_but_not_order():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    same = [
+        {"x": x, "y": x + 1},
+        {"y": x + 1, "x": x},
+        {"x": x.clone().requires_grad_(), "y": x + 1},
+        {"x": x.t().contiguous().t(), "y": x + 1},  # other strides, same numbers
+    ]
+    assert len({artefacts.digest(tensors) for tensors in same}) == 1
+    different = [
+        {"x": x},
+        {"z": x},
+        {"x": x.t()},
+        {"x": x.flatten()},
+        {"x": x.double()},
+        {"x": x.view(torch.int32)},
+        {"x": x.nextafter(torch.tensor(9.0))},
+        {},
+    ]
+    assert len({artefacts.digest(tensors) for tensors in different}) == len(different)
+
+
+@given(st.dictionaries(st.text(max_size=4), st.integers(), max_size=5))
+def test_json_digest_ignores_the_order_of_keys(value):
+    backwards = dict(reversed(value.items()))
+    assert artefacts.json_digest(value) == artefacts.json_digest(backwards)
+    assert artefacts.json_digest(value) != artefacts.json_digest([value])
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_tensors_and_metadata_come_back_bit_for_bit(tmp_path):
+    metadata = {"kind": "thing", "names": ["ä", "\n"], "numbers": {"x": 0.1}, "none": None}
+    artefacts.save(tmp_path / "new" / "a.safetensors", TENSORS, metadata)
+    tensors, found = artefacts.load(tmp_path / "new" / "a.safetensors", "thing")
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    assert metadata.items() <= found.items()
+    assert found["format_version"] == artefacts.FORMAT_VERSION
+    assert found["sha256"] == artefacts.digest(TENSORS)
+    assert artefacts.read_metadata(tmp_path / "new" / "a.safetensors") == found
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    artefacts.save(tmp_path / "a", TENSORS, {"kind": "k", "x": 1})
+    artefacts.save(tmp_path / "b", dict(reversed(TENSORS.items())), {"x": 1, "kind": "k"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_any_strides_can_be_saved(tmp_path):
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    views = {
+        "channels_last": x.to(memory_format=torch.channels_last),
+        "transposed": x.transpose(0, 3),
+        "expanded": x[:, :1].expand(2, 3, 4, 4),
+        "slice": x[:, 1],
+    }
+    artefacts.save(tmp_path / "a", views, {"kind": "k"})
+    tensors, _ = artefacts.load(tmp_path / "a")
+    assert all(torch.equal(tensors[name], views[name]) for name in views)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    artefacts.save(path, TENSORS, {"kind": "old"})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        artefacts.save(path, TENSORS, {"kind": "new"})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    assert artefacts.read_metadata(path)["kind"] == "old"
+
+
+def test_a_flipped_byte_is_named_with_the_hash(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    artefacts.save(path, TENSORS, {"kind": "k"})
+    flip_byte(path, -1)
+    with pytest.raises(InputError) as error:
+        artefacts.load(path)
+    assert str(error.value).startswith(f"{path}: damaged")
+    assert artefacts.digest(TENSORS)[:16] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    path = tmp_path / "weights.safetensors"
+    artefacts.save(path, TENSORS, {"kind": "k"})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"weights\.safetensors: not a readable safetensors file"):
+        artefacts.load(path)
+
+
+def test_what_is_not_ours_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(InputError, match=r"x\.safetensors: no such file"):
+        artefacts.load(path)
+    with pytest.raises(InputError, match="no such file"):
+        artefacts.load(tmp_path)  # a directory
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="not one that itgan wrote"):
+        artefacts.load(path)
+    artefacts.save(path, {}, {"kind": "bank"})
+    with pytest.raises(InputError, match="holds a 'bank', expected a 'generator'"):
+        artefacts.load(path, "generator")
+
+
+def test_a_newer_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefacts, "FORMAT_VERSION", 2)
+    artefacts.save(tmp_path / "a", {}, {"kind": "k"})
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="written in format 2, this itgan reads up to 1; upgrade"):
+        artefacts.load(tmp_path / "a")
+
+
+def test_json_round_trip_and_refusal(tmp_path):
+    artefacts.write_json(tmp_path / "a.json", {"x": [1, None, "ä"]})
+    assert artefacts.read_json(tmp_path / "a.json") == {"x": [1, None, "ä"]}
+    for damaged in (b"", b'{"x": ', b"\xff\xfe"):
+        (tmp_path / "a.json").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.json: not a readable JSON file"):
+            artefacts.read_json(tmp_path / "a.json")
+
+
+# --- foreign files ------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickling this would create a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
+    mark, path = tmp_path / "executed", tmp_path / "evil.pth"
+    bomb = {"weight": torch.zeros(1), "bomb": Bomb(mark)}
+    torch.save(bomb, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"evil\.pth: holds more than tensors"):
+        artefacts.load_foreign(path)
+    path.write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(InputError, match=r"evil\.pth"):
+        artefacts.load_foreign(path)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Bomb(mark)))
+    assert mark.exists(), "the bomb is real"
+
+
+def test_tensors_and_plain_containers_are_read(tmp_path):
+    content = {"z": [torch.ones(2), torch.zeros(1)], "i": [[1, 2]], "step": 3}
+    torch.save(content, tmp_path / "a.pt")
+    found = artefacts.load_foreign(tmp_path / "a.pt")
+    assert torch.equal(found["z"][0], torch.ones(2))
+    assert (found["i"], found["step"]) == ([[1, 2]], 3)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -30])
+def test_truncated_foreign_files_are_named(tmp_path, keep):
+    torch.save({"a": torch.zeros(100)}, tmp_path / "a.pth")
+    payload = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(payload[:keep])
+    with pytest.raises(InputError, match=r"a\.pth: "):
+        artefacts.load_foreign(tmp_path / "a.pth")
+
+
+def test_other_foreign_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"a\.pth: no such file"):
+        artefacts.load_foreign(tmp_path / "a.pth")
+    (tmp_path / "a.pth").write_text("<html>404 Not Found</html>")
+    with pytest.raises(InputError, match=r"a\.pth: "):
+        artefacts.load_foreign(tmp_path / "a.pth")
+    torch.save({"a": np.zeros(3)}, tmp_path / "a.pth")  # needs code to be rebuilt
+    with pytest.raises(InputError, match=r"a\.pth: holds more than tensors"):
+        artefacts.load_foreign(tmp_path / "a.pth")
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_for_the_same_identity_only(tmp_path):
+    path = tmp_path / "c.safetensors"
+    checkpoint = Checkpoint(path, "mine")
+    assert checkpoint.load() is None
+    assert checkpoint.offer(3, lambda: TENSORS, force=True)
+    tensors, metadata = Checkpoint(path, "mine").load()
+    assert torch.equal(tensors["a"], TENSORS["a"])
+    assert metadata["step"] == 3
+    with pytest.raises(InputError, match="belongs to another configuration; give another --out"):
+        Checkpoint(path, "yours").load()
+    checkpoint.clear()
+    assert checkpoint.load() is None
+    checkpoint.clear()
+
+
+def test_a_checkpoint_waits_its_interval(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(artefacts.time, "monotonic", lambda: clock[0])
+    checkpoint = Checkpoint(tmp_path / "c", "mine", every_seconds=60.0)
+    gathered = []
+
+    def state():
+        gathered.append(clock[0])
+        return TENSORS
+
+    saved = []
+    for clock[0] in (1.0, 59.0, 60.0, 119.0, 120.0):
+        saved.append(checkpoint.offer(int(clock[0]), state))
+    assert saved == [False, False, True, False, True]
+    assert gathered == [60.0, 120.0]  # only when it is saved
+    assert checkpoint.load()[1]["step"] == 120
+
+
+# --- logs ---------------------------------------------------------------------------------------
+
+
+def test_a_torn_line_is_ended_and_left_out(tmp_path):
+    log = tmp_path / "new" / "log.jsonl"
+    assert artefacts.read_jsonl(log) == []
+    artefacts.append_jsonl(log, {"i": 0})
+    with log.open("a") as file:
+        file.write('{"i": 1, "x"')  # killed here
+    artefacts.append_jsonl(log, {"i": 2})
+    assert artefacts.read_jsonl(log) == [{"i": 0}, {"i": 2}]
+    assert log.read_text().count("\n") == 3
+
+
+@given(st.integers(0, 40))
+def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, cut):
+    log = tmp_path_factory.mktemp("log") / "log.jsonl"
+    rows = [{"row": i} for i in range(3)]
+    for row in rows:
+        artefacts.append_jsonl(log, row)
+    log.write_bytes(log.read_bytes()[:cut])
+    whole = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    artefacts.append_jsonl(log, {"row": "next"})
+    assert artefacts.read_jsonl(log) == [*whole, {"row": "next"}]
+
+
+# --- locks --------------------------------------------------------------------------------------
+
+
+def test_a_locked_directory_is_refused_until_it_is_free(tmp_path):
+    out = tmp_path / "run"
+    with (
+        artefacts.locked(out),
+        pytest.raises(InputError, match="run: another process is working in this directory"),
+        artefacts.locked(out),
+    ):
+        pytest.fail("two owners")
+    with artefacts.locked(out):
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_free(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from itgan import artefacts\n"
+        "lock = artefacts.locked(Path(sys.argv[1])); lock.__enter__(); os._exit(9)"
+    )
+    died = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert died.returncode == 9
+    with artefacts.locked(tmp_path):
+        pass

@@ -1,0 +1,556 @@
+import pytest
+import torch
+from torch import nn
+
+import itgan.condensation
+from itgan.artefacts import Checkpoint
+from itgan.augment import draw_augmentation
+from itgan.condensation import Draw, Problem, condense, latent_gradient
+from itgan.configs import CondensationConfig
+from itgan.errors import InputError
+from itgan.latents import LatentAdam, LatentBank, sample_latents
+from itgan.networks import Network, build_network
+from itgan.randomness import derive
+
+CPU = torch.device("cpu")
+QUICK = CondensationConfig(steps=3, real_per_class=5, learning_rate=0.05)
+
+
+def changed(config=QUICK, **fields):
+    return CondensationConfig.model_validate({**config.model_dump(), **fields})
+
+
+class Toy:
+    """A small smooth generator in any precision: tanh(W z + b_y)."""
+
+    latent_shape, num_classes, image_shape, device = (6,), 10, (1, 8, 8), CPU
+    fingerprint = "toy"
+
+    def __init__(self, dtype=torch.float32):
+        rng = derive(0, "toy")
+        self.weight = torch.randn(64, 6, generator=rng).to(dtype) / 2
+        self.bias = torch.randn(10, 64, generator=rng).to(dtype) / 2
+        self.sizes = []
+
+    def __call__(self, latents, labels):
+        self.sizes.append(len(latents))
+        return (latents @ self.weight.T + self.bias[labels]).tanh().view(-1, 1, 8, 8)
+
+
+class Identity:
+    """G(z) = z: latents are the images themselves."""
+
+    latent_shape, num_classes, image_shape, device = (1, 8, 8), 10, (1, 8, 8), CPU
+    fingerprint = "identity"
+
+    def __call__(self, latents, labels):
+        return latents
+
+
+class Pixels(Network):
+    """psi(x) = x, and a record of what it was shown."""
+
+    def __init__(self):
+        super().__init__((1, 8, 8))
+        self.features, self.classifier = nn.Flatten(), nn.Linear(64, 10)
+        self.seen = []
+
+    def embed(self, images, augmentation=None):
+        self.seen.append((images.detach(), augmentation))
+        return super().embed(images, augmentation)
+
+
+class Always:
+    """A pool of one network."""
+
+    def __init__(self, network):
+        self.network, self.draws = network, 0
+
+    def draw(self, rng):
+        self.draws += 1
+        return self.network
+
+
+class Fresh:
+    """A pool of small untrained networks, new at every draw."""
+
+    def draw(self, rng):
+        return convnet(int(torch.randint(2**62, (), generator=rng)))
+
+
+def convnet(seed, norm="instance", dtype=torch.float32):
+    network = build_network("convnet", (1, 8, 8), 10, seed, 0.3, 0.4, norm=norm, width=8)
+    return network.requires_grad_(False).to(dtype)
+
+
+def by_rows(bank):
+    return bank.latents[bank.rows.argsort()]
+
+
+def real_bank(images):
+    """Latents of ``Identity`` that are the real images."""
+    return LatentBank(images.floats(), images.labels, images.rows, "inverted")
+
+
+# The gradient of Eq. 11
+
+LABELS = torch.tensor([2, 2, 2, 2, 5, 5, 5, 9])  # unequal classes, with gaps
+
+
+def problem(dtype, lambda_reg, micro_batch, draws=2, strategy="color_crop_cutout_flip_scale"):
+    made = []
+    for k in range(draws):
+        augmentations = {c: draw_augmentation(derive(k, "a", c), strategy) for c in (2, 5, 9)}
+        made.append(Draw(convnet(k, dtype=dtype), augmentations))
+    rng = derive(1, "real")
+    real = {c: torch.rand(4, 1, 8, 8, generator=rng).to(dtype) * 2 - 1 for c in (2, 5, 9)}
+    partners = (torch.rand(8, 1, 8, 8, generator=rng) * 2 - 1).to(dtype) if lambda_reg else None
+    means = [
+        torch.stack([d.network.embed(real[c], d.augmentations[c]).mean(0) for c in real])
+        for d in made
+    ]
+    return Problem(
+        Toy(dtype), LABELS, made, means, partners, lambda_reg, micro_batch, "fp32"
+    ), real
+
+
+def latents_for(dtype):
+    return torch.randn(8, 6, generator=derive(2, "z")).to(dtype)
+
+
+def eq11(case, real, z):
+    """Eq. 9 to 11 as method.md writes them, class by class; means over the draws."""
+    l_con, regulariser = z.new_zeros(()), z.new_zeros(())
+    for draw in case.draws:
+        for c, x in real.items():
+            psi, augment = draw.network.embed, draw.augmentations[c]
+            made = case.generator(z[case.labels == c], case.labels[case.labels == c])
+            difference = psi(x, augment).mean(0) - psi(made, augment).mean(0)
+            l_con = l_con + difference.pow(2).sum()
+            if case.partners is not None:
+                x_i = case.partners[case.labels == c]
+                pairs = (psi(x_i, augment) - psi(made, augment)).pow(2).sum(1)
+                regulariser = regulariser + pairs.mean()
+    l_con, regulariser = l_con / len(case.draws), regulariser / len(case.draws)
+    lam = case.lambda_reg
+    return (1 - lam) * l_con + lam * regulariser, l_con, regulariser
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
+@pytest.mark.parametrize("lambda_reg", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_the_two_passes_give_the_gradient_of_eq_11(dtype, rtol, lambda_reg, micro_batch, draws):
+    case, real = problem(dtype, lambda_reg, micro_batch, draws)
+    z = latents_for(dtype).requires_grad_(True)
+    loss, l_con, regulariser = eq11(case, real, z)
+    (expected,) = torch.autograd.grad(loss, z)
+    gradient, found_l_con, found_regulariser = latent_gradient(case, z.detach())
+    assert float((gradient - expected).norm() / expected.norm()) < rtol
+    assert found_l_con == pytest.approx(float(l_con.detach()), rel=rtol)
+    assert found_regulariser == pytest.approx(float(regulariser.detach()), rel=rtol)
+
+
+def test_several_draws_give_the_mean_of_their_gradients():
+    case, _ = problem(torch.float64, 0.3, 3)
+    z = latents_for(torch.float64)
+    both, *values = latent_gradient(case, z)
+    single = []
+    for k in range(2):
+        one = Problem(
+            case.generator,
+            case.labels,
+            case.draws[k : k + 1],
+            case.real_means[k : k + 1],
+            case.partners,
+            case.lambda_reg,
+            case.micro_batch,
+            case.precision,
+        )
+        single.append(latent_gradient(one, z))
+    torch.testing.assert_close(both, (single[0][0] + single[1][0]) / 2)
+    assert values == pytest.approx([(a + b) / 2 for a, b in zip(*single, strict=True)][1:])
+
+
+@pytest.mark.parametrize("lambda_reg", [0.0, 0.5])
+def test_equal_sets_have_no_loss_and_no_gradient(images, lambda_reg):
+    chosen = images.select((images.labels == 2) | (images.labels == 5))
+    z = chosen.floats().double()
+    draws = [
+        Draw(
+            convnet(k, dtype=torch.float64),
+            {c: draw_augmentation(derive(k, "a", c)) for c in (2, 5)},
+        )
+        for k in range(4)
+    ]
+    means = [
+        torch.stack(
+            [d.network.embed(z[chosen.labels == c], d.augmentations[c]).mean(0) for c in (2, 5)]
+        )
+        for d in draws
+    ]
+    partners = z if lambda_reg else None
+
+    def case(real_means):
+        return Problem(
+            Identity(), chosen.labels, draws, real_means, partners, lambda_reg, 3, "fp32"
+        )
+
+    gradient, l_con, regulariser = latent_gradient(case(means), z)
+    elsewhere, other_l_con, _ = latent_gradient(case([m.flip(0) for m in means]), z)
+    assert l_con < 1e-25 * other_l_con
+    assert regulariser == 0
+    assert float(gradient.norm()) < 1e-12 * float(elsewhere.norm())
+
+
+# One step and the whole loop, in closed form
+
+
+@pytest.mark.parametrize("lambda_reg", [0.0, 0.25])
+def test_condensing_pixels_in_pixel_space_is_known_in_closed_form(images, lambda_reg):
+    start = LatentBank(
+        torch.randn(40, 1, 8, 8, generator=derive(3)), images.labels, images.rows, "random"
+    )
+    config = changed(
+        steps=4, real_per_class=100, augmentation="none", lambda_reg=lambda_reg, micro_batch=7
+    )
+    bank = condense(Identity(), start, images, config, pool=Always(Pixels()))
+
+    real = images.floats().unflatten(0, (10, 4)).flatten(2)  # classes 4 d
+    z = start.latents.clone().requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=0.05)
+    losses, matchings, regularisers = [], [], []
+    for _ in range(4):
+        made = z.unflatten(0, (10, 4)).flatten(2)
+        matching = (real.mean(1) - made.mean(1)).pow(2).sum()
+        regulariser = (real - made).pow(2).sum(2).mean(1).sum()
+        loss = (1 - lambda_reg) * matching + lambda_reg * regulariser
+        losses.append(float(loss.detach()))
+        matchings.append(float(matching.detach()))
+        regularisers.append(float(regulariser.detach()))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    torch.testing.assert_close(bank.latents, z.detach(), rtol=1e-4, atol=1e-5)
+    assert bank.history["matching"] == pytest.approx(matchings, rel=1e-5)
+    assert bank.history["loss"] == pytest.approx(losses, rel=1e-5)
+    if lambda_reg:
+        assert bank.history["regulariser"] == pytest.approx(regularisers, rel=1e-5)
+    norm = float(z.detach().flatten(1).norm(dim=1).mean())
+    assert bank.history["norm"][-1] == pytest.approx(norm, rel=1e-5)
+
+
+def test_condensation_brings_the_class_means_together(images):
+    start = sample_latents(Toy(), images)
+    config = changed(steps=100, real_per_class=100, augmentation="none")
+    bank = condense(Toy(), start, images, config, pool=Always(Pixels()))
+    losses = bank.history["matching"]
+    assert losses[99] < losses[30] < losses[0]
+    assert losses[99] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_real_and_synthetic_images_of_a_class_are_augmented_alike(digits, seed):
+    few = digits.train.select(torch.arange(40))
+    config = changed(steps=1, real_per_class=100, embeddings_per_step=3)
+    equal = condense(Identity(), real_bank(few), few, config, seed, Fresh())
+    # With other images (the same upside down) the loss is what it is when nothing fits.
+    turned = LatentBank(few.floats().flip(2), few.labels, few.rows, "inverted")
+    other = condense(Identity(), turned, few, config, seed, Fresh())
+    assert equal.history["matching"][0] < 1e-8 * other.history["matching"][0]
+
+
+def test_each_class_has_its_own_augmentation_and_both_sides_and_partners_share_it(images):
+    network = Pixels()
+    config = changed(steps=1, lambda_reg=0.5, real_per_class=2)
+    condense(Toy(), sample_latents(Toy(), images), images, config, pool=Always(network))
+    real, synthetic, partners = (blocks for _, blocks in network.seen)
+    assert [count for _, count in real.parts] == [2] * 10
+    assert [count for _, count in synthetic.parts] == [4] * 10
+    draws = [draw for draw, _ in synthetic.parts]
+    assert [draw for draw, _ in real.parts] == draws
+    assert [draw for draw, _ in partners.parts] == draws
+    assert len({(draw.group, tuple(draw.uniforms.flatten().tolist())) for draw in draws}) == 10
+    assert torch.equal(network.seen[2][0], images.floats())  # x_i stands beside z_i
+
+
+def test_the_real_batch_is_drawn_anew_without_repetition(digits):
+    few = digits.train.select(torch.arange(100))
+    network = Pixels()
+    start = sample_latents(Toy(), few.select(torch.arange(20)))
+    config = changed(steps=6, augmentation="none", real_per_class=4)
+    condense(Toy(), start, few, config, pool=Always(network))
+    known = {
+        tuple(x.flatten().tolist()): y
+        for x, y in zip(few.floats(), few.labels.tolist(), strict=True)
+    }
+    assert len(known) == 100
+    classes = start.labels.unique().tolist()
+    batches = [images for images, _ in network.seen[::2]]
+    for batch in batches:
+        keys = [tuple(x.flatten().tolist()) for x in batch]
+        assert [known[key] for key in keys] == [c for c in classes for _ in range(4)]
+        assert len(set(keys)) == len(keys)
+    assert all(not torch.equal(batches[0], batch) for batch in batches[1:])
+
+
+# What does not change the result
+
+
+@pytest.mark.parametrize("splitting", ["fixed", "random"])
+@pytest.mark.parametrize("lambda_reg", [0.0, 0.2])
+def test_the_micro_batch_changes_the_result_by_rounding_only(images, lambda_reg, splitting):
+    generator = Toy()
+    start = sample_latents(generator, images)
+    config = changed(
+        lambda_reg=lambda_reg, splitting=splitting, shard_per_class=3, embeddings_per_step=2
+    )
+    whole = condense(generator, start, images, config, seed=1, pool=Fresh())
+    generator.sizes.clear()
+    split = condense(
+        generator, start, images, changed(config, micro_batch=7), seed=1, pool=Fresh()
+    )
+    torch.testing.assert_close(split.latents, whole.latents, rtol=1e-3, atol=1e-4)
+    assert split.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-4)
+    assert max(generator.sizes) == 7
+
+
+def test_real_images_too_go_through_in_micro_batches(digits):
+    few = digits.train.select(torch.arange(60))
+    network = Pixels()
+    config = changed(micro_batch=8, real_per_class=6)
+    condense(Toy(), sample_latents(Toy(), few), few, config, pool=Always(network))
+    assert max(len(images) for images, _ in network.seen) == 8
+
+
+@pytest.mark.parametrize("lambda_reg", [0.0, 0.2])
+@pytest.mark.parametrize("splitting", ["fixed", "random"])
+def test_a_class_does_not_depend_on_the_other_classes(images, splitting, lambda_reg):
+    generator = Toy()
+    start = sample_latents(generator, images)
+    config = changed(splitting=splitting, shard_per_class=2, lambda_reg=lambda_reg)
+    whole = condense(generator, start, images, config, seed=1, pool=Fresh())
+    kept = (images.labels != 3).nonzero().flatten()
+    without = condense(generator, start.select(kept), images, config, seed=1, pool=Fresh())
+    torch.testing.assert_close(without.latents, whole.latents[kept], rtol=1e-4, atol=1e-4)
+
+
+def test_fixed_shards_are_separate_optimisations(images):
+    generator = Toy()
+    start = sample_latents(generator, images)
+    config = changed(shard_per_class=2, lambda_reg=0.2)
+    whole = condense(generator, start, images, config, seed=1, pool=Fresh())
+    first = (torch.arange(40) % 4 < 2).nonzero().flatten()  # four in a row for each class
+    alone = condense(generator, start.select(first), images, config, seed=1, pool=Fresh())
+    assert torch.equal(alone.latents, whole.latents[first])
+    # In one piece it is another optimisation.
+    together = condense(
+        generator, start, images, changed(config, shard_per_class=None), seed=1, pool=Fresh()
+    )
+    assert not torch.allclose(together.latents, whole.latents, atol=1e-3)
+
+
+def test_dealing_a_whole_class_anew_changes_nothing(images):
+    generator = Toy()
+    start = sample_latents(generator, images)
+    fixed = condense(generator, start, images, QUICK, seed=1, pool=Fresh())
+    random = condense(generator, start, images, changed(splitting="random"), seed=1, pool=Fresh())
+    torch.testing.assert_close(random.latents, fixed.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_the_bank_is_kept_and_does_not_matter(images):
+    generator = Toy()
+    start = sample_latents(generator, images)
+    order = torch.randperm(40, generator=derive(5))
+    straight = condense(generator, start, images, QUICK, seed=1, pool=Fresh())
+    shuffled = condense(generator, start.select(order), images, QUICK, seed=1, pool=Fresh())
+    assert torch.equal(shuffled.rows, start.rows[order])
+    assert torch.equal(shuffled.labels, start.labels[order])
+    torch.testing.assert_close(by_rows(shuffled), by_rows(straight), rtol=1e-4, atol=1e-4)
+
+
+def test_the_start_and_the_global_random_state_are_left_alone(images, generator, bank):
+    before, state = bank.latents.clone(), torch.get_rng_state()
+    first = condense(generator, bank, images, QUICK, seed=1, pool=Fresh())
+    assert torch.equal(bank.latents, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert torch.equal(
+        condense(generator, bank, images, QUICK, seed=1, pool=Fresh()).latents, first.latents
+    )
+    assert not torch.equal(
+        condense(generator, bank, images, QUICK, seed=2, pool=Fresh()).latents, first.latents
+    )
+
+
+# Splitting
+
+
+class Recorder(LatentAdam):
+    """Remembers which rows each step moves."""
+
+    def step(self, rows, gradient):
+        visits.append(rows)
+        super().step(rows, gradient)
+
+
+visits: list[torch.Tensor] = []
+
+
+@pytest.mark.parametrize("splitting", ["fixed", "random"])
+def test_every_latent_is_visited_once_in_a_step(digits, monkeypatch, splitting):
+    monkeypatch.setattr(itgan.condensation, "LatentAdam", Recorder)
+    visits.clear()
+    few = digits.train.select(torch.arange(43))  # classes of three to six
+    pool = Always(Pixels())
+    config = changed(steps=4, splitting=splitting, shard_per_class=2, embeddings_per_step=2)
+    condense(Toy(), sample_latents(Toy(), few), few, config, pool=pool)
+    shards = -(-int(few.labels.bincount().max()) // 2)
+    assert len(visits) == 4 * shards
+    assert pool.draws == 4 * shards * 2  # once for all classes
+    steps = [visits[k * shards : (k + 1) * shards] for k in range(4)]
+    for step in steps:
+        assert sorted(torch.cat(step).tolist()) == list(range(43))
+        for rows in step:
+            assert int(few.labels[rows].bincount().max()) <= 2
+    members = [[frozenset(rows.tolist()) for rows in step] for step in steps]
+    assert (members[0] == members[1]) == (splitting == "fixed")
+
+
+# Resume
+
+
+def raise_at(call, function):
+    """The function, which raises at this call."""
+    left = iter(range(call))
+
+    def interrupted(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("calls", [2, 3, 7, 9])
+@pytest.mark.parametrize("splitting", ["fixed", "random"])
+def test_a_resumed_condensation_is_bit_equal(images, tmp_path, monkeypatch, splitting, calls):
+    generator = Toy()
+    start = sample_latents(generator, images)
+    config = changed(
+        steps=5, lambda_reg=0.1, splitting=splitting, shard_per_class=2, embeddings_per_step=2
+    )
+    straight = condense(generator, start, images, config, seed=1, pool=Fresh())
+    checkpoint = Checkpoint(tmp_path / "snapshot.safetensors", "one", every_seconds=0.0)
+    with monkeypatch.context() as patch:  # two shards, so that odd calls stop inside a step
+        patch.setattr(itgan.condensation, "latent_gradient", raise_at(calls, latent_gradient))
+        with pytest.raises(KeyboardInterrupt):
+            condense(generator, start, images, config, 1, Fresh(), checkpoint)
+    assert checkpoint.load()[1]["step"] == calls // 2
+    generator.sizes.clear()
+    resumed = condense(generator, start, images, config, 1, Fresh(), checkpoint)
+    assert len(generator.sizes) == 2 * (5 - calls // 2)
+    assert torch.equal(resumed.latents, straight.latents)
+    assert resumed.history == straight.history
+
+
+def test_the_result_says_what_made_it(generator, bank, images, tmp_path):
+    config = changed(lambda_reg=0.25)
+    result = condense(generator, bank, images, config, seed=7)
+    assert result.stage == "condensed"
+    assert torch.equal(result.labels, bank.labels)
+    assert torch.equal(result.rows, bank.rows)
+    assert set(result.history) == {"loss", "matching", "regulariser", "norm"}
+    assert {len(values) for values in result.history.values()} == {3}
+    parts = zip(result.history["matching"], result.history["regulariser"], strict=True)
+    expected = [0.75 * m + 0.25 * r for m, r in parts]
+    assert result.history["loss"] == pytest.approx(expected)
+    assert result.provenance["generator"] == generator.fingerprint
+    assert result.provenance["seed"] == 7
+    assert result.provenance["start"] == "random"
+    assert CondensationConfig.model_validate(result.provenance["config"]) == config
+    result.save(tmp_path / "bank.safetensors")
+    kept = LatentBank.load(tmp_path / "bank.safetensors")
+    assert torch.equal(kept.latents, result.latents)
+    plain = condense(generator, bank, images, QUICK)
+    assert set(plain.history) == {"loss", "matching", "norm"}
+
+
+def test_bf16_stays_close(generator, bank, images):
+    exact = condense(generator, bank, images, changed(steps=1, precision="fp32"))
+    narrow = condense(generator, bank, images, changed(steps=1, precision="bf16"))
+    assert narrow.latents.dtype == torch.float32
+    assert narrow.history["loss"] == pytest.approx(exact.history["loss"], rel=0.05)
+
+
+# Refusals
+
+
+def test_a_batch_norm_needs_the_whole_batch(images):
+    pool = Always(convnet(0, norm="batch"))
+    start = sample_latents(Toy(), images)
+    with pytest.raises(InputError) as error:
+        condense(Toy(), start, images, changed(micro_batch=39), pool=pool)
+    message = str(error.value)
+    assert message.startswith("condensation.micro_batch=39: the pool's batch norm couples")
+    assert "--condensation.micro-batch 40" in message
+    assert "\n" not in message
+    condense(Toy(), start, images, changed(steps=1, micro_batch=40), pool=pool)
+    small = changed(steps=1, micro_batch=20, shard_per_class=2)
+    condense(Toy(), start, images, small, pool=pool)
+
+
+def test_a_batch_norm_sees_all_classes_of_the_real_batch_at_once(digits):
+    few = digits.train.select(torch.arange(100))
+    start = sample_latents(Toy(), few.select(torch.arange(10)))
+    network = convnet(0, norm="batch")
+    shown = []
+    network.features.register_forward_pre_hook(lambda _, args: shown.append(len(args[0])))
+    config = changed(steps=1, micro_batch=10, real_per_class=6)
+    condense(Toy(), start, few, config, pool=Always(network))
+    assert shown == [60, 10]
+
+
+def test_a_row_without_its_image_is_refused_where_lambda_needs_it(images):
+    start = sample_latents(Toy(), images)
+    missing = int(start.rows[11])
+    real = images.select(images.rows != missing)
+    with pytest.raises(InputError, match=f"latent bank: row {missing} is not in the training"):
+        condense(Toy(), start, real, changed(lambda_reg=0.1))
+    condense(Toy(), start, real, changed(steps=1))  # lambda 0 pairs nothing
+
+
+def test_rows_with_other_labels_are_refused_where_lambda_needs_them(images):
+    start = sample_latents(Toy(), images)
+    wrong = LatentBank(start.latents, start.labels.roll(4), start.rows, "inverted")
+    with pytest.raises(InputError, match="its labels differ from the labels of its rows"):
+        condense(Toy(), wrong, images, changed(lambda_reg=0.1))
+
+
+def test_a_class_without_real_images_is_refused(images):
+    start = sample_latents(Toy(), images)
+    with pytest.raises(InputError, match=r"class 3 \(3\): the bank has latents of it, but the"):
+        condense(Toy(), start, images.select(images.labels != 3), QUICK)
+
+
+def test_latents_of_another_generator_are_refused(generator, images):
+    start = sample_latents(Toy(), images)
+    with pytest.raises(InputError, match=r"latents of shape \(6,\), but the generator takes"):
+        condense(generator, start, images, QUICK)
+
+
+def test_labels_that_the_generator_lacks_are_refused(images):
+    start = sample_latents(Toy(), images)
+    wrong = LatentBank(start.latents, start.labels + 1, start.rows, "random")
+    with pytest.raises(InputError, match="latent bank: label 10, but the generator has"):
+        condense(Toy(), wrong, images, QUICK)
+
+
+def test_an_unknown_augmentation_is_refused_by_name(generator, bank, images):
+    with pytest.raises(InputError, match="augmentation: no operation 'blur'"):
+        condense(generator, bank, images, changed(augmentation="blur"))
+
+
+def test_an_unknown_network_is_refused_by_name(generator, bank, images):
+    with pytest.raises(InputError, match="network: no 'perceptron'; choose convnet"):
+        condense(generator, bank, images, changed(network="perceptron"))

@@ -1,0 +1,87 @@
+import pytest
+
+import itgan.planning
+from itgan import artefacts
+from itgan.configs import RunConfig
+from itgan.pipeline import Experiment, compute
+from itgan.planning import _per_step, plan
+from itgan.runs import Run, with_inputs
+
+SHORT = {"updates": 3, "batch_size": 8}
+
+
+@pytest.fixture
+def experiment(biggan, digits, tmp_path):
+    """Two banks of 20 latents, two networks, every source."""
+    path = tmp_path / "tiny.safetensors"
+    artefacts.save(path, biggan.state_dict(), {"kind": "generator"})
+    config = RunConfig.model_validate(
+        {
+            "generator": str(path),
+            "latents_per_class": 2,
+            "latent_seeds": (0, 1),
+            "network_seeds": (0, 1),
+            "inversion": {"steps": 2, "batch_size": 8, "extractor": SHORT},
+            "condensation": {"steps": 3, "real_per_class": 4},
+            "evaluation": SHORT,
+        }
+    )
+    made = Experiment(config)
+    made.data = digits
+    return made
+
+
+def test_a_plan_counts_cells_and_generated_images_and_starts_nothing(experiment, tmp_path):
+    run = Run(tmp_path / "run")
+    rows = plan(experiment, run)
+    assert [(row["stage"], row["cells"], row["done"]) for row in rows] == [
+        ("extractor", 1, 0),
+        ("inverted", 2, 0),
+        ("condensed", 2, 0),
+        ("trial", 2 + 5 * 4, 0),  # the whole training set has no latent seeds
+    ]
+    # Each of 20 latents, each step, each bank; each stored set once for each of 4 classifiers, and
+    # 3 updates of fresh samples, an epoch of 20 images.
+    assert [row["generated"] for row in rows] == [0, 20 * 2 * 2, 20 * 3 * 2, 3 * 4 * 20 + 4 * 20]
+    assert all(row["seconds"] >= 0 for row in rows)
+    assert rows[-1]["seconds"] > 0
+    assert not run.path.exists()
+
+
+def test_what_is_done_costs_nothing(experiment, tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    compute(experiment, run, "invert")
+    rows = {row["stage"]: row for row in plan(experiment, run)}
+    assert (rows["extractor"]["done"], rows["inverted"]["done"]) == (1, 2)
+    for stage in ("extractor", "inverted"):
+        assert rows[stage]["generated"] == rows[stage]["seconds"] == 0
+    assert rows["condensed"]["generated"] == 120
+
+    for cell in with_inputs(experiment.trials()):
+        run.file(cell).touch()
+    monkeypatch.setattr(itgan.planning, "_per_step", None)  # nothing is measured any more
+    for row in plan(experiment, run):
+        assert (row["done"], row["generated"], row["seconds"]) == (row["cells"], 0, 0)
+
+
+def test_a_missing_cell_costs_its_share(experiment, tmp_path):
+    run = Run(tmp_path / "run")
+    cells = with_inputs(experiment.trials())
+    gone = {experiment.condensed(1).name, experiment.trial("gan", 0, 1).name}
+    run.file(cells[0]).parent.mkdir(parents=True)
+    for cell in cells:
+        if cell.name not in gone:
+            run.file(cell).touch()
+    rows = {row["stage"]: row for row in plan(experiment, run)}
+    assert (rows["condensed"]["done"], rows["condensed"]["generated"]) == (1, 60)
+    assert (rows["trial"]["done"], rows["trial"]["generated"]) == (21, 20)
+
+
+def test_what_is_done_once_does_not_count_as_a_step(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(itgan.planning.time, "perf_counter", lambda: clock[0])
+
+    def work(steps):
+        clock[0] += 100 + 2.5 * steps
+
+    assert _per_step(work) == pytest.approx(2.5)

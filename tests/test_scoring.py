@@ -1,0 +1,82 @@
+import pytest
+
+import itgan.scoring
+from itgan.configs import ScoreConfig
+from itgan.errors import InputError
+from itgan.evaluation import evaluate, summarize
+from itgan.generators import BigGANShape, FrozenGenerator
+from itgan.latents import LatentBank, sample_latents
+from itgan.scoring import load_set, score
+from itgan.sources import SyntheticSet
+
+QUICK = ScoreConfig.model_validate(
+    {"network_seeds": (0, 1), "evaluation": {"updates": 2, "batch_size": 16}}
+)
+
+
+@pytest.fixture
+def stored(generator, bank, tmp_path):
+    """A set on the disk that names its data set."""
+    path = tmp_path / "digits.itgan.safetensors"
+    made = LatentBank(bank.latents, bank.labels, bank.rows, "condensed")
+    SyntheticSet(generator, made, about={"dataset": "digits"}).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_loading(digits, monkeypatch):
+    """Digits are loaded once for all tests."""
+    load = itgan.scoring.load_dataset
+    monkeypatch.setattr(
+        itgan.scoring, "load_dataset", lambda spec: digits if spec == "digits" else load(spec)
+    )
+
+
+def test_a_stored_set_is_scored_as_the_set_itself(stored, generator, digits):
+    (row,) = score(load_set(str(stored)), QUICK)
+    trials = evaluate(
+        SyntheticSet.load(stored),
+        digits.test,
+        QUICK.evaluation,
+        QUICK.network_seeds,
+        dataset="digits",
+        latents_per_class=4,
+    )
+    assert row == summarize(trials)[0]
+    assert (row["source"], row["dataset"], row["latents_per_class"]) == ("itgan", "digits", 4)
+    assert (row["images"], row["n"], row["sets"]) == (40, 2, 1)
+
+
+def test_a_named_data_set_goes_before_the_set_s_own(generator, bank, digits):
+    synthetic = SyntheticSet(generator, bank, about={"dataset": "/nowhere"})
+    (row,) = score(synthetic, QUICK.model_copy(update={"dataset": "digits"}))
+    assert row["dataset"] == "digits"
+    with pytest.raises(InputError, match="'/nowhere'"):
+        score(synthetic, QUICK)
+
+
+def test_a_shipped_set_goes_by_its_name(stored, monkeypatch):
+    files = {"synthetic": {"demo": stored}}
+    monkeypatch.setattr(itgan.scoring, "shipped", files.get)
+    assert len(load_set("demo")) == 40
+    with pytest.raises(InputError, match="demi: no such file, and not a shipped set: demo"):
+        load_set("demi")
+
+
+def test_what_is_no_synthetic_set_is_refused(bank, tmp_path):
+    path = tmp_path / "bank.safetensors"
+    bank.save(path)
+    with pytest.raises(InputError, match=r"bank\.safetensors: holds a 'bank', expected a 'synth"):
+        load_set(str(path))
+
+
+def test_a_set_that_names_no_data_set_is_refused(generator, bank):
+    with pytest.raises(InputError, match="names no data set; give --dataset"):
+        score(SyntheticSet(generator, bank), QUICK)
+
+
+def test_a_set_of_other_images_is_refused(make_biggan, images):
+    other = FrozenGenerator.from_biggan(make_biggan(BigGANShape(2, 10, (3, 16, 16), 4)))
+    made = SyntheticSet(other, sample_latents(other, images), about={"dataset": "digits"})
+    with pytest.raises(InputError, match=r"makes images of shape \(3, 16, 16\), but the data set"):
+        score(made, QUICK)
