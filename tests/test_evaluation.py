@@ -374,7 +374,9 @@ def test_an_unknown_network_is_refused_by_name(images):
 
 def test_a_training_that_diverges_is_refused_with_the_remedy(images):
     config = EvaluationConfig(updates=40, learning_rate=1000, weight_decay=1.0)
-    with pytest.raises(InputError, match=r"train on real: the loss became \w+; lower learning_rate"):
+    with pytest.raises(
+        InputError, match=r"train on real: the loss became \w+; lower learning_rate"
+    ):
         evaluate(images, images, config, [0])
 
 

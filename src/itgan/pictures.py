@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from itgan import progress
 from itgan.errors import InputError
@@ -140,3 +141,17 @@ def as_pixels(what: str, images: np.ndarray) -> UInt8[np.ndarray, "n c h w"]:
             )
         images = np.rint(images * (255 // top)).astype(np.uint8)
     return np.ascontiguousarray(images)
+
+
+def to_uint8(images: Float[Tensor, "*batch h w"]) -> UInt8[Tensor, "*batch h w"]:
+    """Pixels in [-1, 1] as integers, rounded to the nearest."""
+    return ((images + 1) * 127.5).round_().clamp_(0, 255).byte()
+
+
+def grid(images: UInt8[Tensor, "rows columns c h w"], scale: int = 1) -> Image.Image:
+    """Equal pictures side by side, each pixel ``scale`` wide."""
+    pixels = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # rows*h columns*w c
+    picture = Image.fromarray(pixels.squeeze(2).numpy())
+    return picture.resize(
+        (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
+    )

@@ -28,6 +28,7 @@ from itgan.data import Dataset, ImageSet
 from itgan.devices import autocast, pick_device
 from itgan.errors import InputError
 from itgan.generators.biggan import BigGAN, BigGANShape, Discriminator
+from itgan.pictures import grid, to_uint8
 from itgan.progress import say, track
 from itgan.randomness import derive, derive_seed
 
@@ -201,9 +202,7 @@ class GANTrainer:
         rng = derive(self.config.seed, "samples")
         latents = torch.randn(len(labels), self.config.latent_dim, generator=rng)
         images = self.averaged()(latents.to(self.device), labels.to(self.device)).cpu()
-        grid = images.unflatten(0, (classes, per_class)).permute(0, 3, 1, 4, 2).flatten(2, 3)
-        pixels = ((grid.flatten(0, 1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-        return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        return grid(to_uint8(images).unflatten(0, (classes, per_class)))
 
 
 def _adam(network: nn.Module, rate: float) -> torch.optim.Adam:

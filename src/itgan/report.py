@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 from rich import box
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from itgan.artefacts import write_bytes
 from itgan.charts import Axis, Curve, Number, draw, typeset
+from itgan.pictures import grid
 
 Row = Mapping[str, Any]
 
@@ -84,7 +86,8 @@ def write_report(
         config: nested plain values, shown as dotted names.
         environment: the same for versions and hardware.
         notes: remarks, one line each.
-        differences: paired differences ``{"a", "b", "mean", "ci95": [lo, hi], "n"}`` in points.
+        differences: paired differences ``{"a", "b", "mean", "ci95": [lo, hi], "se", "n"}`` in
+            points; ``se`` may be missing.
         files: names of files beside the report that ``report.md`` links to.
 
     Returns:
@@ -108,7 +111,19 @@ def write_report(
     html, markdown = out / "report.html", out / "report.md"
     write_bytes(html, page.encode())
     write_bytes(markdown, _markdown(title, rows, differences, notes, files).encode())
+    if gallery is not None and gallery.stages:
+        buffer = io.BytesIO()
+        gallery_picture(gallery).save(buffer, "PNG", optimize=True)
+        write_bytes(out / "gallery.png", buffer.getvalue())
     return html, markdown
+
+
+def gallery_picture(gallery: Gallery) -> Image.Image:
+    """All stages side by side, a row for each class, for a page that shows one picture."""
+    stages = [gallery.stages[name] for name in STAGES if name in gallery.stages]
+    gap = torch.full_like(stages[0][:, :1], 255)
+    parts = [part for stage in stages for part in (gap, stage)][1:]
+    return grid(torch.cat(parts, 1), scale=max(1, 32 // stages[0].shape[-1]))
 
 
 def _template() -> jinja2.Template:
@@ -224,6 +239,7 @@ _RESULT = [
 _DIFFERENCE = [
     _Column("a", "difference", _difference, _difference, number=False),
     *_estimate("points", lambda row: _points(row["mean"], "+"), "+"),
+    _Column("se", "se over sets", lambda row: _points(row.get("se")), lambda row: row.get("se")),
     _plain("n", "n", number=True),
 ]
 _KEYS = {

@@ -17,6 +17,7 @@ from itgan import artefacts
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator, FrozenGenerator
 from itgan.latents import LatentBank
+from itgan.pictures import to_uint8
 
 Dtype = Literal["fp32", "fp16", "int8"]
 NAMES = {"random": "gan", "inverted": "inversion", "condensed": "itgan"}  # by stage
@@ -144,10 +145,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
 
     def materialise(self) -> PixelSet:
         """All images as uint8, rounded to the nearest."""
-        pixels = [
-            ((self.images(i) + 1) * 127.5).round_().clamp_(0, 255).byte()
-            for i in torch.arange(len(self)).split(CHUNK)
-        ]
+        pixels = [to_uint8(self.images(i)) for i in torch.arange(len(self)).split(CHUNK)]
         return PixelSet(
             torch.cat(pixels), self.labels, self.name, self.variant, self.latent_seed, self.nbytes
         )
