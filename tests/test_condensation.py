@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import itgan.condensation
+from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation
 from itgan.condensation import Draw, Problem, condense, latent_gradient
@@ -151,6 +154,62 @@ def test_the_two_passes_give_the_gradient_of_eq_11(dtype, rtol, lambda_reg, micr
     assert found_regulariser == pytest.approx(float(regulariser.detach()), rel=rtol)
 
 
+def class_gradient(draw, images, label, augmentation):
+    """The gradient of a class's mean loss in all parameters."""
+    logits = draw.network(images, augmentation)
+    loss = torch.nn.functional.cross_entropy(logits, torch.full((len(images),), label))
+    return torch.autograd.grad(loss, list(draw.network.parameters()), create_graph=True)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 100])
+def test_the_two_passes_give_the_gradient_of_gradient_matching(micro_batch):
+    case, real = problem(torch.float64, 0.0, micro_batch)
+    match = matching.GradientMatching()
+    for draw in case.draws:
+        match.prepare(draw.network)
+        draw.network.float().double()
+    z = latents_for(torch.float64).requires_grad_(True)
+    loss, statistics = z.new_zeros(()), []
+    for draw in case.draws:
+        rows = []
+        for c, x in real.items():
+            own = class_gradient(draw, x, c, draw.augmentations[c])
+            made = case.generator(z[case.labels == c], case.labels[case.labels == c])
+            other = class_gradient(draw, made, c, draw.augmentations[c])
+            loss = loss + matching.gradient_distance(own, other) / len(case.draws)
+            rows.append(torch.cat([g.detach().flatten() for g in own if g.ndim > 1]))
+        statistics.append(torch.stack(rows))
+    (expected,) = torch.autograd.grad(loss, z)
+    case = replace(case, real_means=statistics, discrepancy=match)
+    gradient, value, _ = latent_gradient(case, z.detach())
+    # Losses are taken in fp32, whatever the precision of the networks.
+    assert value == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_gradient_matching_lowers_its_loss(images):
+    config = changed(steps=30, matching="gradient", augmentation="none")
+    pool = Always(convnet(0))
+    start = sample_latents(Toy(), images)
+    history = condense(Toy(), start, images, config, pool=pool).history["loss"]
+    assert history[-1] < 0.9 * history[0]
+    whole = condense(Toy(), start, images, changed(config, steps=2), pool=pool)
+    parts = condense(Toy(), start, images, changed(config, steps=2, micro_batch=7), pool=pool)
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-2, atol=1e-3)
+
+
+def test_a_network_for_each_class_changes_no_other_class(images):
+    config = changed(network_per="class")
+    bank = sample_latents(Toy(), images)
+    alone = bank.select((bank.labels == 3).nonzero().flatten())
+    pool = Fresh()
+    every = condense(Toy(), bank, images, config, pool=pool)
+    one = condense(Toy(), alone, images, config, pool=pool)
+    assert torch.equal(every.latents[every.labels == 3], one.latents)
+    shared = condense(Toy(), bank, images, QUICK, pool=pool)
+    assert not torch.equal(shared.latents, every.latents)
+
+
 def test_several_draws_give_the_mean_of_their_gradients():
     case, _ = problem(torch.float64, 0.3, 3)
     z = latents_for(torch.float64)
@@ -272,6 +331,41 @@ def test_each_class_has_its_own_augmentation_and_both_sides_and_partners_share_i
     assert [draw for draw, _ in partners.parts] == draws
     assert len({(draw.group, tuple(draw.uniforms.flatten().tolist())) for draw in draws}) == 10
     assert torch.equal(network.seen[2][0], images.floats())  # x_i stands beside z_i
+
+
+def test_networks_and_augmentations_are_new_in_every_step_shard_and_draw(images):
+    class Spy(Always):
+        def draw(self, rng):
+            numbers.add(float(torch.rand((), generator=rng)))
+            return super().draw(rng)
+
+    numbers = set()
+    pool = Spy(Pixels())
+    config = changed(steps=3, shard_per_class=2, embeddings_per_step=2, augmentation="cutout")
+    condense(Toy(), sample_latents(Toy(), images), images, config, pool=pool)
+    rounds = 3 * 2 * 2  # steps, shards, draws
+    assert len(numbers) == rounds
+    draws = {
+        tuple(draw.uniforms.flatten().tolist())
+        for _, blocks in pool.network.seen
+        for draw, _ in blocks.parts
+    }
+    assert len(draws) == 10 * rounds
+
+
+def test_classes_draw_their_real_images_independently(digits):
+    train = digits.train
+    few = train.select(torch.cat([train.class_indices(label)[:9] for label in range(10)]))
+    network = Pixels()
+    config = changed(steps=1, augmentation="none", real_per_class=5)
+    condense(Toy(), sample_latents(Toy(), few), few, config, pool=Always(network))
+    batch = network.seen[0][0].unflatten(0, (10, 5))
+    orders = set()
+    for label in range(10):
+        own = few.floats(few.class_indices(label))
+        match = (batch[label][:, None] == own).flatten(2).all(2)  # drawn, own
+        orders.add(tuple(match.long().argmax(1).tolist()))
+    assert len(orders) == 10
 
 
 def test_the_real_batch_is_drawn_anew_without_repetition(digits):

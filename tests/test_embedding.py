@@ -1,9 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from itgan import artefacts
-from itgan.configs import EvaluationConfig
-from itgan.embedding import RandomPool, load_network, save_network, train_extractor
+from itgan.configs import EvaluationConfig, PoolConfig
+from itgan.embedding import (
+    NetworkSpec,
+    RandomPool,
+    SnapshotPool,
+    load_network,
+    save_network,
+    train_extractor,
+    train_pool,
+)
 from itgan.errors import InputError
 from itgan.networks import build_network
 from itgan.randomness import derive
@@ -59,7 +69,7 @@ def test_the_extractor_is_trained_frozen_and_a_function_of_the_seed(images, extr
 
 def test_a_stored_network_is_the_same_network(extractor, images, tmp_path):
     path = tmp_path / "extractor.safetensors"
-    save_network(path, extractor, "convnet", 10)
+    save_network(path, extractor, NetworkSpec.of("convnet", images))
     found = load_network(path)
     assert torch.equal(found(images.floats()), extractor(images.floats()))
     assert torch.equal(found.mean, extractor.mean)
@@ -72,19 +82,78 @@ def test_batch_statistics_are_stored(tmp_path):
     network = build_network("resnet18", (3, 16, 16), 3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     x = torch.rand(2, 3, 16, 16, generator=derive(0))
     network.train()(x)  # moves the running statistics
-    save_network(tmp_path / "net", network, "resnet18", 3)
+    spec = NetworkSpec("resnet18", (3, 16, 16), 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    save_network(tmp_path / "net", network, spec)
     assert torch.equal(load_network(tmp_path / "net")(x), network.eval()(x))
 
 
-def test_what_is_no_network_is_refused(extractor, bank, tmp_path):
+def test_what_is_no_network_is_refused(extractor, bank, images, tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(InputError, match=r"x\.safetensors: no such file"):
         load_network(path)
     bank.save(path)
     with pytest.raises(InputError, match="holds a 'bank', expected a 'network'"):
         load_network(path)
-    save_network(path, extractor, "convnet", 10)
+    save_network(path, extractor, NetworkSpec.of("convnet", images))
     tensors, metadata = artefacts.load(path)
-    artefacts.save(path, tensors, {**metadata, "num_classes": 9})
+    artefacts.save(path, tensors, {**metadata, "spec": {**metadata["spec"], "num_classes": 9}})
     with pytest.raises(InputError, match=r"x\.safetensors: its weights do not fit convnet"):
         load_network(path)
+
+
+SNAPSHOTS = PoolConfig(
+    kind="snapshots",
+    networks=2,
+    snapshots=3,
+    held_out=0.25,
+    training=EvaluationConfig(updates=6, batch_size=16, augmentation="none"),
+)
+
+
+@pytest.fixture(scope="module")
+def pool(digits):
+    images = digits.train.select(range(80))
+    return train_pool(images, "convnet", SNAPSHOTS, 0, torch.device("cpu"))
+
+
+def test_snapshots_are_kept_along_every_training(pool):
+    assert pool.accuracies.shape == (6,)
+    assert all(t.dtype == torch.float16 and len(t) == 6 for t in pool.weights.values())
+    last_of_first, first_of_second = pool.weights["classifier.weight"][[2, 3]]
+    assert not torch.equal(last_of_first, first_of_second)
+    assert pool.accuracies[2] > pool.accuracies[0]  # it learns
+
+
+def test_accuracies_are_of_rows_that_the_pool_has_not_seen(pool, digits):
+    images = digits.train.select(range(80))
+    assert len(pool.held_out) == 20
+    held_out = images.select(torch.isin(images.rows, pool.held_out))
+    for k in range(6):
+        network = pool.spec.build()
+        network.load_state_dict({name: t[k].float() for name, t in pool.weights.items()})
+        found = accuracy(network, held_out, SNAPSHOTS.training)
+        assert abs(found - float(pool.accuracies[k])) <= 1 / 20  # fp16 may move one image
+
+
+def test_draws_come_from_the_window(pool):
+    best = float(pool.accuracies.max())
+    narrow = replace(pool, window=(best, 1.0))
+    expected = narrow.candidates()
+    assert all(float(pool.accuracies[k]) >= best for k in expected)
+    drawn = narrow.draw(derive(0)).state_dict()["classifier.bias"]
+    assert any(torch.equal(drawn, pool.weights["classifier.bias"][k].float()) for k in expected)
+    assert not any(p.requires_grad for p in narrow.draw(derive(0)).parameters())
+    with pytest.raises(InputError, match=r"pool\.window=0\.999 1: no snapshot"):
+        replace(pool, window=(0.999, 1.0)).draw(derive(0))
+
+
+def test_a_pool_repeats_and_is_stored(pool, digits, tmp_path):
+    again = train_pool(
+        digits.train.select(range(80)), "convnet", SNAPSHOTS, 0, torch.device("cpu")
+    )
+    pool.save(tmp_path / "pool.safetensors")
+    for other in (again, SnapshotPool.load(tmp_path / "pool.safetensors")):
+        assert torch.equal(other.accuracies, pool.accuracies)
+        assert torch.equal(other.held_out, pool.held_out)
+        assert other.spec == pool.spec
+        assert all(torch.equal(other.weights[name], t) for name, t in pool.weights.items())

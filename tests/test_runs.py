@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from itgan import artefacts
 from itgan.configs import EvaluationConfig, RunConfig
-from itgan.embedding import train_extractor
+from itgan.embedding import NetworkSpec, train_extractor
 from itgan.errors import InputError
 from itgan.evaluation import Trial
 from itgan.latents import LatentBank
@@ -137,7 +138,7 @@ def test_a_value_is_computed_once_with_what_it_needs(tmp_path, capsys):
 def test_each_kind_is_kept_as_it_was(tmp_path, images):
     config = EvaluationConfig(updates=1, batch_size=8)
     network = train_extractor(images, config, 0, torch.device("cpu"))
-    about = {"config": config.model_dump(), "num_classes": 10}
+    about = {"spec": asdict(NetworkSpec.of("convnet", images))}
     made = [
         cell(about, kind="network", label="extractor", compute=lambda checkpoint: network),
         cell(kind="bank", label="inverted", compute=lambda checkpoint: bank(2.0)),

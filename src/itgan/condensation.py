@@ -25,13 +25,14 @@ from itgan.augment import Augmentation, Blocks, draw_augmentation
 from itgan.configs import CondensationConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
-from itgan.embedding import Pool, RandomPool
+from itgan.embedding import Pool, make_pool
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator
 from itgan.latents import LatentAdam, LatentBank, check_fits, deal
+from itgan.matching import Discrepancy
 from itgan.networks import Network, couples_images
 from itgan.progress import track
-from itgan.randomness import derive
+from itgan.randomness import derive, derive_seed
 
 
 @dataclass(frozen=True)
@@ -55,70 +56,94 @@ class Problem:
     generator: ConditionalGenerator
     labels: Int[Tensor, " n"]  # ordered by class
     draws: Sequence[Draw]
-    real_means: Sequence[Float[Tensor, "classes d"]]  # for each draw, in order of the classes
+    real_means: Sequence[Float[Tensor, "classes s"]]  # of the statistic; for each draw
     partners: Float[Tensor, "n c h w"] | None  # the x_i of Eq. 10
     lambda_reg: float
     micro_batch: int
     precision: str
+    discrepancy: Discrepancy = matching.DistributionMatching()  # noqa: RUF009 - stateless
+
+
+def mean_weights(
+    labels: Int[Tensor, " n"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "classes n"]:
+    """1 / n_c where an image is of class c, else 0: sums with these are class means."""
+    members = (labels.unique()[:, None] == labels[None, :]).to(dtype)
+    return members / members.sum(1, keepdim=True)
 
 
 def latent_gradient(
     problem: Problem, latents: Float[Tensor, "n ..."]
 ) -> tuple[Float[Tensor, "n ..."], float, float]:
     """The gradient of Eq. 11 in the latents, and the values of L_con and R."""
-    chunks = torch.arange(len(latents), device=latents.device).split(problem.micro_batch)
-    local = problem.labels.unique(return_inverse=True)[1]  # n, numbers 0 … of the classes here
-    counts = local.bincount().to(latents.dtype)[:, None]
+    match, draws, device = problem.discrepancy, problem.draws, latents.device
+    chunks = torch.arange(len(latents), device=device).split(problem.micro_batch)
+    weights = mean_weights(problem.labels, latents.dtype)
+    single = len(chunks) == 1
 
-    def features(chunk: Tensor) -> tuple[Tensor, list[Tensor]]:
-        z = latents[chunk].detach().requires_grad_(torch.is_grad_enabled())
-        labels = problem.labels[chunk]
-        with autocast(latents.device, problem.precision):
-            images = problem.generator(z, labels)
-            embedded = [d.network.embed(images, d.blocks(labels)) for d in problem.draws]
-        return z, [e.to(latents.dtype) for e in embedded]
+    def embed(chunk: Tensor, *, graph: bool) -> tuple[Tensor, list[Tensor]]:
+        z, labels = latents[chunk].detach().requires_grad_(graph), problem.labels[chunk]
+        with autocast(device, problem.precision):
+            with torch.set_grad_enabled(graph):
+                images = problem.generator(z, labels)
+            with torch.set_grad_enabled(graph or match.needs_graph):
+                features = [d.network.embed(images, d.blocks(labels)) for d in draws]
+        return z, [f.to(latents.dtype) for f in features]
 
-    def add_means(means: list[Tensor], embedded: list[Tensor], chunk: Tensor) -> list[Tensor]:
+    def statistics(chunk: Tensor, features: list[Tensor], *, graph: bool) -> list[Tensor]:
+        w, labels = weights[:, chunk], problem.labels[chunk]
         return [
-            m.index_add(0, local[chunk], e.detach() / counts[local[chunk]])
-            for m, e in zip(means, embedded, strict=True)
+            match.statistic(d.network, f, labels, w, differentiable=graph)
+            for d, f in zip(draws, features, strict=True)
         ]
 
-    # First pass: the class means.
-    means = [torch.zeros_like(m, dtype=latents.dtype) for m in problem.real_means]
-    kept = None
+    # First pass: the statistics of the classes.
+    totals = [torch.zeros_like(real, dtype=latents.dtype) for real in problem.real_means]
+    kept: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
     for chunk in chunks:
-        with torch.set_grad_enabled(len(chunks) == 1):
-            kept = features(chunk)
-        means = add_means(means, kept[1], chunk)
+        z, features = embed(chunk, graph=single)
+        parts = statistics(chunk, features, graph=single)
+        totals = [t + part.detach() for t, part in zip(totals, parts, strict=True)]
+        kept = (z, features, parts) if single else None
 
-    # The gradient of Eq. 9 in the means.
+    # The gradient of Eq. 9 in them.
     l_con, directions = 0.0, []
-    for real, mean in zip(problem.real_means, means, strict=True):
-        mean.requires_grad_(True)
-        value = matching.class_means(real, mean)  # Eq. 9
-        directions.append(torch.autograd.grad(value, mean)[0])
-        l_con += float(value.detach()) / len(problem.draws)
+    for draw, real, total in zip(draws, problem.real_means, totals, strict=True):
+        total.requires_grad_(True)
+        value = match.distance(draw.network, real.to(total.dtype), total)  # Eq. 9
+        directions.append(torch.autograd.grad(value, total)[0])
+        l_con += float(value.detach()) / len(draws)
 
     # Second pass: the same constants, pulled back to the latents.
     gradient, regulariser = torch.empty_like(latents), 0.0
     for chunk in chunks:
-        z, embedded = kept if len(chunks) == 1 and kept is not None else features(chunk)
-        weights = 1 / counts[local[chunk]]  # k 1
-        total = latents.new_zeros(())
-        for draw, direction, e in zip(problem.draws, directions, embedded, strict=True):
-            total = (
-                total + (1 - problem.lambda_reg) * (direction[local[chunk]] * e * weights).sum()
-            )
-            if problem.partners is not None:
-                with torch.no_grad(), autocast(latents.device, problem.precision):
-                    blocks = draw.blocks(problem.labels[chunk])
-                    target = draw.network.embed(problem.partners[chunk], blocks)
-                r = (matching.paired(target.to(e.dtype), e) * weights.squeeze(1)).sum()  # Eq. 10
-                total = total + problem.lambda_reg * r
-                regulariser += float(r.detach()) / len(problem.draws)
-        gradient[chunk] = torch.autograd.grad(total / len(problem.draws), z)[0]
+        if kept is not None:
+            z, features, parts = kept
+        else:
+            z, features = embed(chunk, graph=True)
+            parts = statistics(chunk, features, graph=True)
+        pulled = [(d * part).sum() for d, part in zip(directions, parts, strict=True)]
+        loss = (1 - problem.lambda_reg) * torch.stack(pulled).sum()
+        if problem.partners is not None:
+            r = _regulariser(problem, chunk, features, weights[:, chunk].sum(0))
+            loss = loss + problem.lambda_reg * r
+            regulariser += float(r.detach()) / len(draws)
+        gradient[chunk] = torch.autograd.grad(loss / len(draws), z)[0]
     return gradient, l_con, regulariser
+
+
+def _regulariser(
+    problem: Problem, chunk: Tensor, features: Sequence[Tensor], weights: Float[Tensor, " k"]
+) -> Float[Tensor, ""]:
+    """A part of Eq. 10, summed over draws."""
+    assert problem.partners is not None
+    total = features[0].new_zeros(())
+    for draw, synthetic in zip(problem.draws, features, strict=True):
+        with torch.no_grad(), autocast(synthetic.device, problem.precision):
+            blocks = draw.blocks(problem.labels[chunk])
+            real = draw.network.embed(problem.partners[chunk], blocks).to(synthetic.dtype)
+        total = total + (matching.paired(real, synthetic) * weights).sum()  # Eq. 10
+    return total
 
 
 def condense(
@@ -138,7 +163,7 @@ def condense(
         real: the training set that is matched; the bank's rows are found in it by number.
         config: steps, learning rate and so on.
         seed: of everything that is drawn. Draws belong to class, shard and step.
-        pool: networks to match in; untrained ones when not given.
+        pool: networks to match in; made from ``real`` as the config says when not given.
         checkpoint: where to keep snapshots, to go on after a kill.
 
     Returns:
@@ -154,7 +179,7 @@ def condense(
     config = config or CondensationConfig()
     check_fits(generator, bank, real)
     device = generator.device
-    pool = pool or RandomPool(config.network, real)
+    pool = pool or make_pool(real, config, derive_seed(seed, "pool"), device)
     members = {c: real.class_indices(c) for c in bank.labels.unique().tolist()}
     for label, rows in members.items():
         if not len(rows):
@@ -171,32 +196,36 @@ def condense(
         adam.restore(found[0])
         curves, begun = found[0]["curves"], found[1]["step"]
 
+    discrepancy = matching.DISCREPANCIES[config.matching]()
     for step in track(range(begun, config.steps), "condensation"):
-        shards = list(deal(bank.labels, config.shard_per_class, config.splitting, seed, step))
-        for k, rows in enumerate(shards):
+        shards = list(_shards(bank.labels, config, seed, step))
+        for where, rows in shards:
             labels = bank.labels[rows]
-            draws = list(_draws(pool, labels, config, seed, k, step, device))
+            draws = list(_draws(pool, labels, config, seed, (*where, step), discrepancy, device))
             if any(couples_images(d.network) for d in draws) and len(rows) > config.micro_batch:
                 raise InputError(
                     f"condensation.micro_batch={config.micro_batch}: the pool's batch norm "
                     f"couples the images of a batch, so all {len(rows)} must go through at once; "
                     f"give --condensation.micro-batch {len(rows)} or a network with instance norm"
                 )
+            batch = _real_batch(real, members, labels, config, seed, where[0], step)
             problem = Problem(
                 generator,
                 labels.to(device),
                 draws,
-                _real_means(real, members, labels, draws, config, seed, k, step, device),
+                _real_statistics(batch, draws, config, discrepancy, device),
                 None if partners is None else real.floats(partners[rows]).to(device),
                 config.lambda_reg,
                 config.micro_batch,
                 config.precision,
+                discrepancy,
             )
-            where = rows.to(device)
-            gradient, l_con, r = latent_gradient(problem, adam.latents[where])
-            adam.step(where, gradient)
+            positions = rows.to(device)
+            gradient, l_con, r = latent_gradient(problem, adam.latents[positions])
+            adam.step(positions, gradient)
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
-            curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64) / len(shards)
+            curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)
+        curves[:3, step] /= len({where[0] for where, _ in shards})
         curves[3, step] = adam.latents.flatten(1).norm(dim=1).mean()
         if checkpoint is not None:
             checkpoint.offer(step + 1, lambda: {**adam.state(), "curves": curves})
@@ -218,17 +247,32 @@ def condense(
     )
 
 
+def _shards(
+    labels: Tensor, config: CondensationConfig, seed: int, step: int
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """What is optimised together: shard number (and class, where each draws a network), rows."""
+    dealt = deal(labels, config.shard_per_class, config.splitting, seed, step)
+    for k, rows in enumerate(dealt):
+        if config.network_per == "step":
+            yield (k,), rows
+        else:
+            for label in labels[rows].unique().tolist():
+                yield (k, label), rows[labels[rows] == label]
+
+
 def _draws(
     pool: Pool,
     labels: Tensor,
     config: CondensationConfig,
     seed: int,
-    shard: int,
-    step: int,
+    where: tuple[int, ...],
+    discrepancy: Discrepancy,
     device: torch.device,
 ) -> Iterator[Draw]:
+    shard, step = where[0], where[-1]
     for e in range(config.embeddings_per_step):
-        network = pool.draw(derive(seed, "network", shard, step, e)).to(device)
+        network = pool.draw(derive(seed, "network", *where, e)).to(device)
+        discrepancy.prepare(network)
         augmentations = {
             c: draw_augmentation(
                 derive(seed, "augmentation", c, shard, step, e), config.augmentation
@@ -238,40 +282,53 @@ def _draws(
         yield Draw(network, augmentations)
 
 
-@torch.no_grad()
-def _real_means(
+def _real_batch(
     real: ImageSet,
     members: dict[int, Tensor],
     labels: Tensor,
-    draws: Sequence[Draw],
     config: CondensationConfig,
     seed: int,
     shard: int,
     step: int,
-    device: torch.device,
-) -> list[Tensor]:
-    """For each draw the mean features of every class over its large real batch."""
+) -> ImageSet:
+    """The large independent batch of every class, ordered by class."""
     batches = []
     for label in labels.unique().tolist():
         rng = derive(seed, "real", label, shard, step)
         order = torch.randperm(len(members[label]), generator=rng)
         batches.append(members[label][order[: config.real_per_class]])
-    rows = torch.cat(batches)
-    local = torch.arange(len(batches)).repeat_interleave(torch.tensor([len(b) for b in batches]))
-    counts = local.bincount().to(device)[:, None]
+    return real.select(torch.cat(batches))
+
+
+def _real_statistics(
+    batch: ImageSet,
+    draws: Sequence[Draw],
+    config: CondensationConfig,
+    discrepancy: Discrepancy,
+    device: torch.device,
+) -> list[Tensor]:
+    """For each draw the statistics of the classes in a batch of real images."""
+    weights = mean_weights(batch.labels).to(device)
     # A batch norm must see every class at once.
     whole = any(couples_images(d.network) for d in draws)
-    means = [torch.zeros((), device=device)] * len(draws)
-    for chunk in torch.arange(len(rows)).split(len(rows) if whole else config.micro_batch):
-        images = real.floats(rows[chunk]).to(device)
-        where = local[chunk].to(device)
+    totals = [torch.zeros((), device=device)] * len(draws)
+    for chunk in torch.arange(len(batch)).split(len(batch) if whole else config.micro_batch):
+        images, labels = batch.floats(chunk).to(device), batch.labels[chunk]
         for i, draw in enumerate(draws):
-            with autocast(device, config.precision):
-                blocks = draw.blocks(real.labels[rows[chunk]])
-                e = draw.network.embed(images, blocks).float()
-            part = e.new_zeros(len(batches), e.shape[1]).index_add(0, where, e / counts[where])
-            means[i] = means[i] + part
-    return means
+            with (
+                autocast(device, config.precision),
+                torch.set_grad_enabled(discrepancy.needs_graph),
+            ):
+                features = draw.network.embed(images, draw.blocks(labels)).float()
+            part = discrepancy.statistic(
+                draw.network,
+                features,
+                labels.to(device),
+                weights[:, chunk.to(device)],
+                differentiable=False,
+            )
+            totals[i] = totals[i] + part.detach()
+    return totals
 
 
 def _partners(bank: LatentBank, real: ImageSet) -> Tensor:

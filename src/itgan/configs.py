@@ -104,11 +104,14 @@ class CondensationConfig(Config):
         256, description="real images of a class in the independent batch"
     )
     lambda_reg: Share = Field(0.0, description="weight of the pairwise regulariser (Eq. 10)")
-    matching: Literal["distribution"] = Field(
+    matching: Literal["distribution", "gradient"] = Field(
         "distribution", description="what is matched between real and synthetic images"
     )
     splitting: Literal["fixed", "random"] = Field(
         "fixed", description="shards keep their members, or are dealt anew at every step"
+    )
+    network_per: Literal["step", "class"] = Field(
+        "step", description="all classes share a step's network, or each class draws its own"
     )
     embeddings_per_step: Count = Field(
         1, description="networks and augmentations drawn per generator pass"
@@ -116,6 +119,7 @@ class CondensationConfig(Config):
     network: str = Field(
         "convnet", description="embedding network: a built-in name or module:callable"
     )
+    pool: PoolConfig = Field(PoolConfig(), description="where embedding networks come from")
     augmentation: str = Field(
         AUGMENTATION, description="Siamese operation groups joined by _, or none"
     )

@@ -1,14 +1,14 @@
 """Where features come from: pools of networks to match in, and the extractor for inversion."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from itgan import artefacts
-from itgan.configs import EvaluationConfig, PoolConfig
+from itgan.configs import CondensationConfig, EvaluationConfig, PoolConfig
 from itgan.data import ImageSet
 from itgan.errors import InputError
 from itgan.networks import Network, build_network
@@ -26,17 +26,55 @@ class Pool(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What rebuilds a network, its weights aside."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, images: ImageSet) -> "NetworkSpec":
+        """A network for images like these, with their normalisation constants."""
+        return cls(name, images.image_shape, images.num_classes, images.mean, images.std)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> "NetworkSpec":
+        """From JSON."""
+        colours, height, width = values["image_shape"]
+        return cls(
+            values["name"],
+            (colours, height, width),
+            values["num_classes"],
+            tuple(values["mean"]),
+            tuple(values["std"]),
+        )
+
+    def build(self, seed: int = 0) -> Network:
+        """A fresh network."""
+        return build_network(
+            self.name,
+            self.image_shape,
+            self.num_classes,
+            seed=seed,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
 class RandomPool:
     """Untrained networks, new weights at every draw."""
 
     def __init__(self, network: str, images: ImageSet) -> None:
-        """Networks for images like these, with their normalisation constants."""
-        self.network, self.images = network, images
+        """Networks for images like these."""
+        self.spec = NetworkSpec.of(network, images)
 
     def draw(self, rng: torch.Generator) -> Network:
         """A network whose weights follow from the generator's next number."""
-        seed = int(torch.randint(2**62, (), generator=rng))
-        return _fresh(self.network, self.images, seed).requires_grad_(False)
+        return self.spec.build(int(torch.randint(2**62, (), generator=rng))).requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -44,17 +82,17 @@ class SnapshotPool:
     """Networks on their way: weights kept along the training of several, with their accuracy.
 
     Attributes:
-        network: name that rebuilds them.
-        images: what they were trained for (shape, classes and constants are taken from it).
+        spec: what rebuilds them.
         weights: a state dict whose tensors have one more dimension in front, snapshots; fp16.
         accuracies: of each snapshot on training rows that it has not seen, in [0, 1].
+        held_out: int64, those rows.
         window: accuracies to draw from, both ends included.
     """
 
-    network: str
-    images: ImageSet
+    spec: NetworkSpec
     weights: dict[str, Tensor]
     accuracies: Tensor
+    held_out: Tensor
     window: tuple[float, float] = (0.0, 1.0)
 
     def candidates(self) -> Tensor:
@@ -76,30 +114,36 @@ class SnapshotPool:
         """A snapshot of the window, each equally likely."""
         inside = self.candidates()
         chosen = inside[torch.randint(len(inside), (), generator=rng)]
-        network = _fresh(self.network, self.images, 0)
+        network = self.spec.build()
         network.load_state_dict({name: t[chosen].float() for name, t in self.weights.items()})
         return network.requires_grad_(False)
 
     def save(self, path: Path) -> None:
         """Store weights and accuracies; the window is not part of the pool."""
-        artefacts.save(
-            path,
-            {**self.weights, "accuracies": self.accuracies},
-            {"kind": "pool", "network": self.network},
-        )
+        own = {"accuracies": self.accuracies, "held_out": self.held_out}
+        weights = {f"weights.{name}": t for name, t in self.weights.items()}
+        artefacts.save(path, {**weights, **own}, {"kind": "pool", "spec": asdict(self.spec)})
 
     @classmethod
-    def load(
-        cls, path: Path, images: ImageSet, window: tuple[float, float] = (0.0, 1.0)
-    ) -> "SnapshotPool":
+    def load(cls, path: Path) -> "SnapshotPool":
         """Read what ``save`` wrote.
 
         Raises:
             InputError: no such file, damaged, or not a pool.
         """
-        weights, metadata = artefacts.load(path, "pool")
-        accuracies = weights.pop("accuracies")
-        return cls(metadata["network"], images, weights, accuracies, window)
+        tensors, metadata = artefacts.load(path, "pool")
+        accuracies, held_out = tensors.pop("accuracies"), tensors.pop("held_out")
+        weights = {name.removeprefix("weights."): t for name, t in tensors.items()}
+        return cls(NetworkSpec.parse(metadata["spec"]), weights, accuracies, held_out)
+
+
+def make_pool(
+    images: ImageSet, config: CondensationConfig, seed: int, device: torch.device
+) -> Pool:
+    """The pool that a config names; snapshots are trained on ``images``."""
+    if config.pool.kind == "random":
+        return RandomPool(config.network, images)
+    return train_pool(images, config.network, config.pool, seed, device)
 
 
 def train_pool(
@@ -114,10 +158,11 @@ def train_pool(
     seen, held_out = images.select(~unseen), images.select(unseen)
     total = count_updates(config.training, len(seen))
     points = {round(total * (k + 1) / config.snapshots) for k in range(config.snapshots)}
+    spec = NetworkSpec.of(network, images)
     states: list[dict[str, Tensor]] = []
     accuracies: list[float] = []
     for k in range(config.networks):
-        made = _fresh(network, images, derive_seed(seed, "pool", k)).to(device)
+        made = spec.build(derive_seed(seed, "pool", k)).to(device)
 
         def keep(update: int, loss: float, made: Network = made) -> None:
             if update in points:
@@ -127,41 +172,21 @@ def train_pool(
         label = f"pool {k + 1}/{config.networks}"
         train_classifier(made, seen, config.training, derive_seed(seed, "pool", k), label, keep)
     weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    return SnapshotPool(network, images, weights, torch.tensor(accuracies), config.window)
-
-
-def _fresh(name: str, images: ImageSet, seed: int) -> Network:
-    return build_network(
-        name,
-        images.image_shape,
-        images.num_classes,
-        seed=seed,
-        mean=images.mean,
-        std=images.std,
-    )
+    return SnapshotPool(spec, weights, torch.tensor(accuracies), held_out.rows, config.window)
 
 
 def train_extractor(
     images: ImageSet, config: EvaluationConfig, seed: int, device: torch.device
 ) -> Network:
     """A network trained on real images, frozen: psi of Eq. 8."""
-    network = _fresh(config.network, images, seed).to(device)
+    network = NetworkSpec.of(config.network, images).build(seed).to(device)
     train_classifier(network, images, config, seed, label="extractor")
     return network.requires_grad_(False).eval()
 
 
-def save_network(path: Path, network: Network, name: str, num_classes: int) -> None:
-    """Store weights, constants and what rebuilds the network."""
-    artefacts.save(
-        path,
-        {**network.state_dict(), "mean": network.mean, "std": network.std},
-        {
-            "kind": "network",
-            "network": name,
-            "image_shape": list(network.image_shape),
-            "num_classes": num_classes,
-        },
-    )
+def save_network(path: Path, network: Network, spec: NetworkSpec) -> None:
+    """Store weights and what rebuilds the network."""
+    artefacts.save(path, network.state_dict(), {"kind": "network", "spec": asdict(spec)})
 
 
 def load_network(path: Path) -> Network:
@@ -171,13 +196,10 @@ def load_network(path: Path) -> Network:
         InputError: no such file, damaged, or not a network.
     """
     tensors, metadata = artefacts.load(path, "network")
-    mean, std = tensors.pop("mean").flatten(), tensors.pop("std").flatten()
-    colours, height, width = metadata["image_shape"]
-    network = build_network(
-        metadata["network"], (colours, height, width), metadata["num_classes"], mean=mean, std=std
-    )
+    spec = NetworkSpec.parse(metadata["spec"])
+    network = spec.build()
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit {metadata['network']}") from error
+        raise InputError(f"{path}: its weights do not fit {spec.name}") from error
     return network.requires_grad_(False).eval()

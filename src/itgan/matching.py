@@ -1,14 +1,23 @@
 """Discrepancies between real and synthetic images: pure functions of features or gradients.
 
-Eq. 9   L_con = sum over classes of || mean psi(A(x)) - mean psi(A(G(z))) ||^2
-Eq. 10  R     = sum over classes of mean_i || psi(A(x_i)) - psi(A(G(z_i))) ||^2
+    Eq. 9   L_con = sum over classes of || mean psi(A(x)) - mean psi(A(G(z))) ||^2
+    Eq. 10  R     = sum over classes of mean_i || psi(A(x_i)) - psi(A(G(z_i))) ||^2
+
+A discrepancy compares one statistic of each class, a mean over its images, so that it adds up over
+parts of a batch: the mean feature for distribution matching, the mean gradient of the classifier's
+loss for gradient matching.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from itgan.networks import Network
 
 
 def class_means(
@@ -53,3 +62,118 @@ def gradient_distance(
         cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
         total = total + (1 - cosine).sum()
     return total
+
+
+@runtime_checkable
+class Discrepancy(Protocol):
+    """What is matched: a statistic of each class, and a distance between statistics."""
+
+    needs_graph: bool
+    """Whether statistics of real images, too, need the graph of the network."""
+
+    def prepare(self, network: Network) -> None:
+        """Make a drawn network ready."""
+        ...
+
+    def statistic(
+        self,
+        network: Network,
+        features: Float[Tensor, "n d"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, "classes n"],
+        *,
+        differentiable: bool,
+    ) -> Float[Tensor, "classes s"]:
+        """Weighted sums over images, one row for each class: with weights 1/n_c a mean."""
+        ...
+
+    def distance(
+        self, network: Network, real: Float[Tensor, "classes s"], synthetic: Tensor
+    ) -> Float[Tensor, ""]:
+        """The discrepancy, summed over classes."""
+        ...
+
+
+class DistributionMatching:
+    """Eq. 9: mean features."""
+
+    needs_graph = False
+
+    def prepare(self, network: Network) -> None:
+        """Weights need no gradient."""
+        network.requires_grad_(False)
+
+    def statistic(
+        self,
+        network: Network,
+        features: Float[Tensor, "n d"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, "classes n"],
+        *,
+        differentiable: bool,
+    ) -> Float[Tensor, "classes d"]:
+        """Weighted sums of the features of each class."""
+        return weights @ features
+
+    def distance(
+        self, network: Network, real: Float[Tensor, "classes d"], synthetic: Tensor
+    ) -> Float[Tensor, ""]:
+        """Squared distance of the mean features, Eq. 9."""
+        return class_means(real, synthetic)
+
+
+class GradientMatching:
+    """Mean gradients of the classifier's loss in its weight matrices and kernels."""
+
+    needs_graph = True
+
+    def prepare(self, network: Network) -> None:
+        """Weights are what gradients are taken in."""
+        network.requires_grad_(True)
+
+    def statistic(
+        self,
+        network: Network,
+        features: Float[Tensor, "n d"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, "classes n"],
+        *,
+        differentiable: bool,
+    ) -> Float[Tensor, "classes s"]:
+        """For each class the gradient of its weighted loss, all parameters in one row."""
+        losses = F.cross_entropy(network.classify(features).float(), labels, reduction="none")
+        parameters = _matrices(network)
+        rows = []
+        for weight in weights.to(losses.dtype):
+            if not weight.any():
+                rows.append(losses.new_zeros(sum(p.numel() for p in parameters)))
+                continue
+            grads = torch.autograd.grad(
+                (weight * losses).sum(), parameters, create_graph=differentiable, retain_graph=True
+            )
+            rows.append(torch.cat([g.flatten() for g in grads]))
+        return torch.stack(rows)
+
+    def distance(
+        self, network: Network, real: Float[Tensor, "classes s"], synthetic: Tensor
+    ) -> Float[Tensor, ""]:
+        """``gradient_distance`` of each class, summed."""
+        shapes = [p.shape for p in _matrices(network)]
+        sizes = [math.prod(shape) for shape in shapes]
+
+        def parts(row: Tensor) -> list[Tensor]:
+            return [t.view(shape) for t, shape in zip(row.split(sizes), shapes, strict=True)]
+
+        pairs = zip(real, synthetic, strict=True)
+        return torch.stack([gradient_distance(parts(a), parts(b)) for a, b in pairs]).sum()
+
+
+def _matrices(network: Network) -> list[Tensor]:
+    """The parameters that count in gradient matching: those with at least two dimensions."""
+    return [p for p in network.parameters() if p.ndim > 1]
+
+
+DISCREPANCIES: dict[str, type[DistributionMatching] | type[GradientMatching]] = {
+    "distribution": DistributionMatching,
+    "gradient": GradientMatching,
+}

@@ -5,6 +5,7 @@ real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from itgan.condensation import condense
 from itgan.configs import RunConfig, Source
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.devices import pick_device
-from itgan.embedding import train_extractor
+from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
 from itgan.errors import InputError
 from itgan.evaluation import Trial, evaluate, paired_difference, summarize
 from itgan.generators import FrozenGenerator, load_generator
@@ -125,11 +126,29 @@ class Experiment:
 
         determinants = {
             "config": config.model_dump(),
+            "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
             "data": self.data.train.fingerprint,
-            "num_classes": self.data.num_classes,
             "seed": seed,
         }
         return Cell("network", "extractor", determinants, (), compute)
+
+    def pool(self) -> tuple[Cell, ...]:
+        """Snapshots to match in, where the recipe asks for them; one pool serves all banks."""
+        config, seed = self.config.condensation, derive_seed(self.config.seed, "pool")
+        if config.pool.kind == "random":
+            return ()
+
+        def compute(checkpoint: Checkpoint) -> SnapshotPool:
+            train, device = self.data.train, self.generator.device
+            return train_pool(train, config.network, config.pool, seed, device)
+
+        determinants = {
+            "config": config.pool.model_dump(exclude={"window"}),
+            "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
+            "data": self.data.train.fingerprint,
+            "seed": seed,
+        }
+        return (Cell("pool", "pool", determinants, (), compute),)
 
     def inverted(self, latent_seed: int) -> Cell:
         """Eq. 8 for the rows of one bank."""
@@ -153,10 +172,9 @@ class Experiment:
         """Eq. 11 from the inverted bank."""
         config, seed = self.config.condensation, self._seed(latent_seed)
 
-        def compute(start: LatentBank, checkpoint: Checkpoint) -> LatentBank:
-            return condense(
-                self.generator, start, self.data.train, config, seed, checkpoint=checkpoint
-            )
+        def compute(start: LatentBank, *pools: SnapshotPool, checkpoint: Checkpoint) -> LatentBank:
+            pool = replace(pools[0], window=config.pool.window) if pools else None
+            return condense(self.generator, start, self.data.train, config, seed, pool, checkpoint)
 
         determinants = {
             "config": config.model_dump(),
@@ -165,7 +183,8 @@ class Experiment:
             "seed": seed,
         }
         label = f"condensed bank, latent seed {latent_seed}"
-        return Cell("bank", label, determinants, (self.inverted(latent_seed),), compute)
+        inputs = (self.inverted(latent_seed), *self.pool())
+        return Cell("bank", label, determinants, inputs, compute)
 
     def bank_cell(self, source: str, latent_seed: int) -> tuple[Cell, ...]:
         """The bank that a source is made from, where it has one."""
@@ -253,7 +272,7 @@ class Experiment:
         """The cells of one stage: ``embed``, ``invert``, ``condense`` or ``evaluate``."""
         seeds = self.config.latent_seeds
         if name == "embed":
-            return [self.extractor()]
+            return [self.extractor(), *self.pool()]
         if name == "invert":
             return [self.inverted(seed) for seed in seeds]
         if name == "condense":

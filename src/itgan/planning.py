@@ -6,6 +6,7 @@ from typing import Any
 
 from itgan.condensation import condense
 from itgan.configs import EvaluationConfig
+from itgan.embedding import RandomPool
 from itgan.evaluation import evaluate
 from itgan.inversion import invert
 from itgan.latents import sample_latents
@@ -20,7 +21,7 @@ def plan(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
     """For each stage: cells done and to do, generated images, seconds from a few real steps."""
     cells = with_inputs(experiment.trials())
     stages: dict[str, list[Cell]] = {
-        stage: [] for stage in ("extractor", "inverted", "condensed", "trial")
+        stage: [] for stage in ("extractor", "inverted", "pool", "condensed", "trial")
     }
     for cell in cells:
         stages[cell.label.split()[0]].append(cell)
@@ -50,6 +51,11 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
         training = config.inversion.extractor
         source = PixelSet(experiment.data.train.images, experiment.data.train.labels)
         return 0, _training_seconds(experiment, source, training, scored=False)
+    if stage == "pool":
+        settings = config.condensation.pool
+        source = PixelSet(experiment.data.train.images, experiment.data.train.labels)
+        each = _training_seconds(experiment, source, settings.training, scored=False)
+        return 0, each * settings.networks
     if stage == "inverted":
         settings = config.inversion
         batch = rows.select(range(min(len(rows), settings.batch_size)))
@@ -73,6 +79,7 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
                 bank,
                 experiment.data.train,
                 config.condensation.model_copy(update={"steps": steps}),
+                pool=RandomPool(config.condensation.network, experiment.data.train),
             )
         )
         images = len(rows) * config.condensation.steps

@@ -19,7 +19,7 @@ import itgan
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.configs import RunConfig
-from itgan.embedding import load_network, save_network
+from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
 from itgan.errors import InputError
 from itgan.evaluation import Trial
 from itgan.latents import LatentBank
@@ -32,7 +32,7 @@ class Cell:
     """One expensive result.
 
     Attributes:
-        kind: ``network``, ``bank`` or ``trial``: how it is stored.
+        kind: ``network``, ``pool``, ``bank`` or ``trial``: how it is stored.
         label: what a reader calls it.
         determinants: JSON values that determine it, beside its inputs.
         inputs: the cells it is computed from.
@@ -68,8 +68,7 @@ def with_inputs(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _save_network(path: Path, network: Network, cell: Cell) -> None:
-    determinants = cell.determinants
-    save_network(path, network, determinants["config"]["network"], determinants["num_classes"])
+    save_network(path, network, NetworkSpec.parse(dict(cell.determinants["spec"])))
 
 
 def _save_trial(path: Path, trial: Trial, cell: Cell) -> None:
@@ -84,13 +83,14 @@ def _load_trial(path: Path) -> Trial:
         raise InputError(f"{path}: not a trial; remove it and run again") from error
 
 
-def _save_bank(path: Path, bank: LatentBank, cell: Cell) -> None:
-    bank.save(path)
+def _save(path: Path, value: LatentBank | SnapshotPool, cell: Cell) -> None:
+    value.save(path)
 
 
 STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path], Any]]] = {
     "network": (".safetensors", _save_network, load_network),
-    "bank": (".safetensors", _save_bank, LatentBank.load),
+    "pool": (".safetensors", _save, SnapshotPool.load),
+    "bank": (".safetensors", _save, LatentBank.load),
     "trial": (".json", _save_trial, _load_trial),
 }
 

@@ -75,6 +75,19 @@ class AdoptedNetwork(Network):
         """Logits of images that are normalised and augmented already."""
         return self.model(prepared)
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of embedded images, by the last layer.
+
+        Raises:
+            InputError: The module has an ``embed`` of its own and no known last layer.
+        """
+        if callable(getattr(self.model, "embed", None)) or not self._head:
+            raise InputError(
+                "network: gradient matching must know the layer after the embedding; take a "
+                "built-in network or a module without embed() that ends in a linear layer"
+            )
+        return self._head[0](features)
+
     @torch.no_grad()
     def _check(self, name: str, num_classes: int) -> None:
         images = torch.zeros(2, *self.image_shape)

@@ -83,7 +83,11 @@ class Network(nn.Module):
 
     def logits(self, prepared: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Logits of images that are normalised and augmented already."""
-        return self.classifier(self.features(prepared).flatten(1))
+        return self.classify(self.features(prepared).flatten(1))
+
+    def classify(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits of embedded images."""
+        return self.classifier(features)
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
