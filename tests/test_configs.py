@@ -13,6 +13,7 @@ from itgan.configs import (
     Config,
     EvaluationConfig,
     InversionConfig,
+    PoolConfig,
     RunConfig,
 )
 
@@ -106,6 +107,13 @@ def test_seeds_are_given_once_each_and_never_none(field):
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, unique=True))
 def test_any_distinct_seeds_will_do(seeds):
     assert RunConfig(latent_seeds=tuple(seeds)).latent_seeds == tuple(seeds)
+
+
+def test_a_window_is_of_two_accuracies():
+    for value in ((0.5,), (0.1, 0.2, 0.3), (-0.1, 0.5), (0.5, 1.1), (0.5, float("nan"))):
+        with pytest.raises(ValidationError, match="window"):
+            PoolConfig.model_validate({"window": value})
+    assert PoolConfig(window=(0.7, 1.0)).window == (0.7, 1.0)
 
 
 def test_sources_are_known_and_distinct():

@@ -23,7 +23,7 @@ from itgan.devices import pick_device
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
 from itgan.errors import InputError
 from itgan.evaluation import Trial, evaluate, paired_difference, summarize
-from itgan.generators import FrozenGenerator, load_generator
+from itgan.generators import StoredGenerator, load_generator
 from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
 from itgan.networks import Network, build_network
@@ -63,7 +63,7 @@ class Experiment:
         )
 
     @cached_property
-    def generator(self) -> FrozenGenerator:
+    def generator(self) -> StoredGenerator:
         """The frozen generator, checked against the data."""
         generator = load_generator(self.config.generator, pick_device(self.config.device))
         check_images(generator, self.data.train)
@@ -84,6 +84,7 @@ class Experiment:
         for name, stage in (
             ("inversion.extractor", config.inversion.extractor),
             ("condensation", config.condensation),
+            ("condensation.pool.training", config.condensation.pool.training),
             ("evaluation", config.evaluation),
         ):
             try:

@@ -6,18 +6,21 @@ A source has a name, a length, and ``batches(rng, batch_size)``: one shuffled ep
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from itgan import artefacts
 from itgan.errors import InputError
-from itgan.generators import ConditionalGenerator, FrozenGenerator
+from itgan.generators import ConditionalGenerator, StoredGenerator, restore_generator
 from itgan.latents import LatentBank
-from itgan.pictures import to_uint8
+from itgan.pictures import to_png, to_uint8
+
+if TYPE_CHECKING:
+    import datasets
 
 Dtype = Literal["fp32", "fp16", "int8"]
 NAMES = {"random": "gan", "inverted": "inversion", "condensed": "itgan"}  # by stage
@@ -132,6 +135,12 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         """All labels."""
         return self.bank.labels
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per class; numbers where the data set's are not known."""
+        names = self.about.get("class_names") or range(self.generator.num_classes)
+        return tuple(str(name) for name in names)
+
     @torch.no_grad()
     def images(self, indices: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k c h w"]:
         """Generate the images at these positions (all by default), on the CPU."""
@@ -143,12 +152,37 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         ]
         return torch.cat(made)
 
+    def pixels(self, indices: Int[Tensor, " k"] | None = None) -> UInt8[Tensor, "k c h w"]:
+        """The images at these positions (all by default) in 8 bits, rounded to the nearest."""
+        indices = torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
+        return torch.cat([to_uint8(self.images(i)) for i in indices.split(CHUNK)])
+
     def materialise(self) -> PixelSet:
-        """All images as uint8, rounded to the nearest."""
-        pixels = [to_uint8(self.images(i)) for i in torch.arange(len(self)).split(CHUNK)]
+        """All images as 8-bit pixels."""
         return PixelSet(
-            torch.cat(pixels), self.labels, self.name, self.variant, self.latent_seed, self.nbytes
+            self.pixels(), self.labels, self.name, self.variant, self.latent_seed, self.nbytes
         )
+
+    def to_hf_dataset(self, indices: Int[Tensor, " k"] | None = None) -> "datasets.Dataset":
+        """The images at these positions (all by default) for Hugging Face's ``datasets``.
+
+        Columns: ``img`` (PNG, in memory), ``label`` (with class names) and ``row``, the number of
+        the training row that the latent belongs to.
+        """
+        import datasets
+
+        indices = torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
+        columns = {
+            "img": [{"bytes": to_png(image), "path": None} for image in self.pixels(indices)],
+            "label": self.labels[indices].tolist(),
+            "row": self.bank.rows[indices].tolist(),
+        }
+        features = datasets.Features(
+            img=datasets.Image(),
+            label=datasets.ClassLabel(names=list(self.class_names)),
+            row=datasets.Value("int64"),
+        )
+        return datasets.Dataset.from_dict(columns, features=features)
 
     def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One shuffled epoch, generated batch by batch."""
@@ -175,7 +209,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         Raises:
             InputError: the generator is a Python callable, which no file can hold.
         """
-        if not isinstance(self.generator, FrozenGenerator):
+        if not isinstance(self.generator, StoredGenerator):
             raise InputError(
                 "this generator is a Python function, which cannot be stored; store its images: "
                 "synthetic.materialise()"
@@ -193,6 +227,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
                 "latent_shape": list(self.generator.latent_shape),
                 "num_classes": self.generator.num_classes,
                 "generator": self.generator.fingerprint,
+                "conventions": self.generator.conventions(),
                 "provenance": dict(self.bank.provenance),
                 "about": dict(self.about),
             },
@@ -208,13 +243,12 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         packed, metadata = artefacts.load(path, "synthetic")
         tensors = _unpack(packed)
         try:
-            generator = FrozenGenerator(
-                {
-                    name.removeprefix("generator."): t
-                    for name, t in tensors.items()
-                    if name.startswith("generator.")
-                }
-            ).to(device)
+            parts = {
+                name.removeprefix("generator."): t
+                for name, t in tensors.items()
+                if name.startswith("generator.")
+            }
+            generator = restore_generator(parts, metadata["conventions"], device)
             bank = LatentBank(
                 tensors["latents"],
                 tensors["labels"].long(),
@@ -235,7 +269,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
             "rows": self.bank.rows.to(torch.int32),
             **_pack("latents", self.bank.latents, dtype, by=1),
         }
-        if isinstance(self.generator, FrozenGenerator):
+        if isinstance(self.generator, StoredGenerator):
             for name, tensor in self.generator.tensors().items():
                 tensors |= _pack(f"generator.{name}", tensor, dtype, by=0)
         return tensors
@@ -243,6 +277,8 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
 
 def _pack(name: str, tensor: Tensor, dtype: Dtype, by: int) -> dict[str, Tensor]:
     """A tensor in a storage type; int8 comes with its ``.step`` along dimension ``by``."""
+    if not tensor.is_floating_point():  # a file as it is
+        return {name: tensor}
     tensor = tensor.detach().cpu().float()
     if dtype == "fp32":
         return {name: tensor}
@@ -285,9 +321,9 @@ class FreshSamples:
     @property
     def nbytes(self) -> int:
         """Bytes of the generator at fp32 (0 for a wrapped callable, whose size is not known)."""
-        if not isinstance(self.generator, FrozenGenerator):
+        if not isinstance(self.generator, StoredGenerator):
             return 0
-        return sum(4 * t.numel() for t in self.generator.tensors().values())
+        return sum(t.numel() * t.element_size() for t in self.generator.tensors().values())
 
     @torch.no_grad()
     def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,7 +1,9 @@
 """Class-conditional generators: load a shipped or saved one, or wrap a function of your own."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +14,26 @@ from itgan.errors import InputError
 from itgan.generators.biggan import BigGAN, BigGANShape
 from itgan.generators.frozen import FrozenGenerator
 from itgan.generators.protocol import ConditionalGenerator, WrappedGenerator, wrap_generator
+from itgan.generators.torchscript import (
+    TorchScriptGenerator,
+    from_payload,
+    is_torchscript,
+    load_torchscript,
+)
+
+StoredGenerator = FrozenGenerator | TorchScriptGenerator
+"""Generators that a file can hold."""
 
 __all__ = [
     "BigGAN",
     "BigGANShape",
     "ConditionalGenerator",
     "FrozenGenerator",
+    "StoredGenerator",
+    "TorchScriptGenerator",
     "WrappedGenerator",
     "load_generator",
+    "restore_generator",
     "shipped",
     "wrap_generator",
 ]
@@ -32,12 +46,13 @@ def shipped(kind: str) -> dict[str, Path]:
     return {p.stem: p for p in paths if artefacts.read_metadata(p).get("kind") == kind}
 
 
-def load_generator(source: str | Path, device: str | torch.device = "cpu") -> FrozenGenerator:
+def load_generator(source: str | Path, device: str | torch.device = "cpu") -> StoredGenerator:
     """Load a generator, frozen.
 
     Args:
-        source: a shipped name (see ``itgan zoo``), a ``.safetensors`` file of this project, or
-            a BigGAN state dict (``.pth``) in the layout of the public CIFAR generators.
+        source: a shipped name (see ``itgan zoo``), a ``.safetensors`` file of this project, a
+            BigGAN state dict (``.pth``) in the layout of the public CIFAR generators, or a
+            TorchScript module (``.pt``) that says how it is called (``generators.torchscript``).
         device: where it computes.
 
     Raises:
@@ -55,6 +70,8 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> Fr
     if path.suffix == ".safetensors":
         state, _ = artefacts.load(path, "generator")
     elif path.suffix in (".pt", ".pth"):
+        if is_torchscript(path):
+            return load_torchscript(path, pick_device(str(device)))
         state = artefacts.load_foreign(path)
     else:
         raise InputError(
@@ -66,6 +83,23 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> Fr
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return frozen.to(pick_device(str(device)))
+
+
+def restore_generator(
+    tensors: Mapping[str, Tensor], conventions: Mapping[str, Any], device: torch.device | str
+) -> StoredGenerator:
+    """A generator from what its ``tensors()`` and ``conventions()`` gave.
+
+    Raises:
+        InputError: tensors are missing, misshapen or unreadable, or the form is unknown.
+    """
+    form = conventions.get("form")
+    if form == "biggan":
+        return FrozenGenerator(tensors).to(device)
+    if form == "torchscript" and "torchscript" in tensors:
+        payload = tensors["torchscript"].numpy().tobytes()
+        return from_payload(payload, dict(conventions), torch.device(device))
+    raise InputError(f"holds a generator of form {form!r}, which this itgan cannot read")
 
 
 def biggan_from_state(state: object) -> BigGAN:

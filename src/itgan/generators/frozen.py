@@ -11,6 +11,7 @@ and the 1x1 skip convolution runs before its nearest up-sampling, with which it 
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,10 @@ class FrozenGenerator(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The constants by name: what a file stores."""
         return {name: self._get(name) for name in self._names}
+
+    def conventions(self) -> dict[str, Any]:
+        """What a file must say beside the constants."""
+        return {"form": "biggan"}
 
     @cached_property
     def fingerprint(self) -> str:

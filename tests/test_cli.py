@@ -1,0 +1,478 @@
+import errno
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import itgan.generators
+import itgan.pipeline
+from itgan import artefacts, cards, cli
+from itgan.cli import COMMANDS, main
+from itgan.configs import Config, PretrainingConfig, RunConfig, ScoreConfig
+from itgan.latents import LatentBank
+from itgan.recipes import PRETRAININGS, RECIPES
+from itgan.sources import SyntheticSet
+
+TINY = shlex.split(
+    """
+    --latents-per-class 2 --sources random itgan --latent-seeds 0 --network-seeds 0
+    --inversion.steps 2 --inversion.extractor.updates 2 --inversion.extractor.batch-size 16
+    --condensation.steps 2 --condensation.real-per-class 4
+    --evaluation.updates 2 --evaluation.batch-size 16
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def file(biggan, tmp_path_factory):
+    """An untrained generator, as a file of this project."""
+    path = tmp_path_factory.mktemp("generator") / "tiny.safetensors"
+    artefacts.save(path, biggan.state_dict(), {"kind": "generator"})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch, digits):
+    """Relative paths lead nowhere, and digits are loaded once."""
+    monkeypatch.chdir(tmp_path)
+    load = itgan.pipeline.load_dataset
+
+    def loaded(spec, validation=0, **options):
+        if (spec, validation, options.get("image_size")) == ("digits", 0, None):
+            return digits
+        return load(spec, validation=validation, **options)
+
+    monkeypatch.setattr(itgan.pipeline, "load_dataset", loaded)
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Runs a command that must exit with 2; gives the one line that it says."""
+
+    def run(*arguments, writes=False):
+        assert main([str(a) for a in arguments]) == 2
+        said = capsys.readouterr()
+        (line,) = said.err.splitlines()
+        assert line.startswith("itgan: ")
+        assert "Traceback" not in said.out
+        assert writes or not list(tmp_path.rglob("cells"))
+        return line.removeprefix("itgan: ")
+
+    return run
+
+
+@pytest.fixture
+def done(capsys):
+    """Runs a command that must succeed; gives its standard output."""
+
+    def run(*arguments):
+        code = main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return said.out
+
+    return run
+
+
+def python(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        **options,
+    )
+
+
+# Every number of every config, from the schema
+
+
+def numbers(kind, path=()):
+    """Flag, dotted name, how many, validity of a text: for every number in a config."""
+    for name, field in kind.model_fields.items():
+        where = (*path, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from numbers(field.annotation, where)
+            continue
+        schema = kind.model_json_schema()["properties"][name]
+        several = [schema["items"]] if "items" in schema else schema.get("prefixItems", [])
+        types = {form.get("type") for form in [schema, *several, *schema.get("anyOf", [])]}
+        if types & {"integer", "number"}:
+            parse = int if "integer" in types else float
+            flag = "--" + ".".join(where).replace("_", "-")
+            valid = partial(is_valid, kind, name, parse, len(several))
+            yield pytest.param(flag, ".".join(where), max(1, len(several)), valid, id=flag)
+
+
+def is_valid(kind, name, parse, several, text):
+    try:
+        value = parse(text)
+        kind.model_validate({name: (value,) * several if several else value})
+    except ValueError:  # pydantic's own errors are, too
+        return False
+    return True
+
+
+VALUES = ["0", "-1", "-0.5", "0.5", "nan", "inf", "-inf", "1e400", "9" * 30, "many", "", "0x10"]
+
+
+def names(line, flag, dotted):
+    return flag in line or dotted in line
+
+
+@pytest.mark.parametrize(("flag", "dotted", "count", "valid"), list(numbers(RunConfig)))
+def test_numbers_out_of_bounds_are_refused_naming_the_field(refused, flag, dotted, count, valid):
+    tried = [text for text in VALUES if not valid(text)]
+    assert {"-1", "nan", "inf", "many", ""} <= set(tried)
+    for text in tried:
+        for arguments in ([flag, *[text] * count], [f"{flag}={text}"]):
+            line = refused("run", "digits", *arguments)
+            assert names(line, flag, dotted), (arguments, line)
+
+
+@pytest.mark.parametrize(("flag", "dotted", "count", "valid"), list(numbers(PretrainingConfig)))
+def test_so_are_they_in_pretraining(refused, flag, dotted, count, valid):
+    for text in VALUES:
+        if not valid(text):
+            line = refused("pretrain", "digits", flag, *[text] * count)
+            assert names(line, flag, dotted), (text, line)
+
+
+def test_so_are_they_in_scoring(refused, generator, bank, tmp_path):
+    SyntheticSet(generator, bank).save(tmp_path / "set.safetensors")
+    for parameter in numbers(ScoreConfig):
+        flag, dotted, _, _ = parameter.values
+        for text in ("-1", "nan"):
+            line = refused("score", "set.safetensors", flag, text)
+            assert names(line, flag, dotted), (text, line)
+
+
+def test_the_walk_finds_the_numbers_and_their_bounds():
+    found = {parameter.values[0]: parameter.values[3] for parameter in numbers(RunConfig)}
+    wanted = {"--latents-per-class", "--latent-seeds", "--condensation.pool.window"}
+    assert wanted <= found.keys()
+    assert found["--evaluation.weight-decay"]("0.5")
+    assert not found["--inversion.extractor.epochs"]("0.5")
+    assert found["--seed"]("0")
+    assert not found["--condensation.steps"]("0")
+
+
+# Other wrong input: one line that names it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("bogus", "command 'bogus': choose one of plan, run, "),
+        ("--bogus", "command '--bogus': choose one of "),
+        ("run", "run: name a recipe: digits, "),
+        ("run nobody", "recipe 'nobody': choose one of digits, "),
+        ("run --seed 3", "recipe '--seed': choose one of digits, "),
+        ("plan nobody", "recipe 'nobody': choose one of digits, "),
+        ("report", "report: name a recipe: digits, "),
+        ("pretrain nobody", "preset 'nobody': choose one of digits, "),
+        ("run digits --bogus 3", "--bogus"),
+        ("run digits --sed 3", "--sed, 3; perhaps --seed"),
+        ("run digits --condensation.step 3", "--condensation.step, 3; perhaps --condensation."),
+        ("run digits --condensation 3", "--condensation, 3; perhaps --condensation."),
+        ("run digits stray", "stray"),
+        ("run digits --seed", "'--seed'"),
+        ("run digits --evaluation.compile maybe", "maybe"),
+        ("run digits --evaluation.precision fp8", "'--evaluation.precision'. Expected one of"),
+        ("run digits --condensation.matching hope", "'--condensation.matching'. Expected one of"),
+        ("run digits --sources elsewhere", "'--sources'. Expected one of ('real', "),
+        ("run digits --sources gan gan", "sources: give at least one value, each once"),
+        ("run digits --sources", "sources: give at least one value"),
+        ("run digits --latent-seeds 1 1", "latent_seeds: give at least one value, each once"),
+        ("run digits --network-seeds", "network_seeds: "),
+        ("score", "score: give a file or a shipped name first"),
+        ("score none.safetensors", "none.safetensors: no such file, and not a shipped set"),
+        ("inspect", "inspect: give one file"),
+        ("inspect a b", "inspect: give one file"),
+        ("inspect none", "none: no such file"),
+        ("zoo --bogus", "zoo: takes no arguments, not '--bogus'"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(refused, arguments, told):
+    assert told in refused(*arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--dataset nowhere", "data set 'nowhere' is unknown"),
+        ("--dataset npz:none.npz", "none.npz"),
+        ("--dataset imagefolder:none", "none"),
+        ("--validation 100000", "validation must be 0, a number of images below"),
+        ("--device warp", "device 'warp' cannot be used here"),
+        ("--generator nobody", "generator 'nobody': no such file, and not one of the shipped"),
+        ("--generator none.safetensors", "none.safetensors: no such file"),
+        ("--generator model.pkl", "model.pkl: generators are read from .safetensors, "),
+        ("--generator text.pth", "text.pth: "),
+        ("--generator text.safetensors", "text.safetensors: not a readable safetensors file"),
+        ("--generator bank.safetensors", "bank.safetensors: holds a 'bank', expected a 'gen"),
+        ("--image-size 16", "generator: makes images of shape (1, 8, 8), but the data set has"),
+        ("--latents-per-class 5000", "latents_per_class=5000: class '0' has only"),
+        ("--evaluation.network perceptron", "evaluation.network: no 'perceptron'; choose"),
+        ("--evaluation.network no.such:net", "evaluation.network: cannot import 'no.such:net'"),
+        ("--condensation.augmentation blur", "condensation.augmentation: no operation 'blur'"),
+        ("--inversion.extractor.network x", "inversion.extractor.network: no 'x'; choose"),
+        ("--out text.pth", "text.pth: "),
+        ("--out text.pth/run", "text.pth"),
+        ("--out /proc/nowhere", "/proc/nowhere"),
+        (f"--out {'x' * 300}", "xxx: "),
+    ],
+)
+def test_what_a_run_cannot_use_is_told_in_one_line(refused, file, bank, tmp_path, arguments, told):
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    bank.save(tmp_path / "bank.safetensors")
+    default = ["--generator", file, "--out", "run"]
+    line = refused("run", "digits", *TINY, *default, *arguments.split())
+    assert told in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_generator_is_named(refused, file, tmp_path):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "damaged.safetensors").write_bytes(content)
+    line = refused("run", "digits", *TINY, "--generator", "damaged.safetensors")
+    assert line.startswith("damaged.safetensors: damaged: its tensors do not have")
+
+
+def test_a_report_of_nothing_is_refused(refused, file):
+    line = refused("report", "digits", *TINY, "--generator", file, "--out", "run")
+    assert line == "run: no classifier has been trained yet; itgan run first"
+
+
+def test_a_directory_in_use_is_refused(refused, file, tmp_path):
+    with artefacts.locked(tmp_path / "run"):
+        line = refused("run", "digits", *TINY, "--generator", file, "--out", "run")
+    assert line.startswith("run: another process is working in this directory")
+
+
+def test_wrong_pretraining_is_told_in_one_line(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments, told in (
+        ("--diffaugment blur", "diffaugment 'blur': choose from translation, "),
+        ("--dataset nowhere", "data set 'nowhere' is unknown"),
+        ("--validation 5000", "validation must be 0"),
+        ("--device warp", "device 'warp'"),
+        ("--out file", "file: "),
+    ):
+        assert told in refused("pretrain", "digits", "--steps", 1, *arguments.split())
+
+
+# Success
+
+
+def test_a_run_from_the_plan_to_the_report(done, refused, file, tmp_path):
+    flags = ["digits", *TINY, "--generator", file, "--out", "run"]
+    plan = done("plan", *flags)
+    assert '"latents_per_class": 2' in plan
+    assert [word for word in ("extractor", "inverted", "condensed", "trial") if word in plan]
+    assert "bytes in fp32" in plan
+    assert not (tmp_path / "run").exists()
+
+    assert done("embed", *flags) == "1 cells done in run\n"
+    assert done("invert", *flags) == "1 cells done in run\n"
+    assert done("condense", *flags) == "1 cells done in run\n"
+    assert done("evaluate", *flags) == "2 cells done in run\n"
+    assert not (tmp_path / "run" / "results.json").exists()
+    told = done("run", *flags)
+    assert "random" in told
+    assert "itgan" in told
+    assert "report: run/report.html" in told.replace("\n", " ")
+    written = (tmp_path / "run" / "results.json").read_bytes()
+    assert [row["source"] for row in json.loads(written)] == ["random", "itgan"]
+    assert len(artefacts.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 5
+    assert done("report", *flags) == told
+    assert (tmp_path / "run" / "results.json").read_bytes() == written
+
+    line = refused("run", *flags, "--seed", 5, writes=True)
+    assert line.startswith("--out run: holds a run with another configuration; these fields")
+    assert "seed (0 there, 5 here)" in line
+
+    (made,) = (tmp_path / "run" / "sets").iterdir()
+    assert "kind: synthetic" in done("inspect", made)
+    quick = ["--network-seeds", 0, "--evaluation.updates", 2]
+    assert "itgan" in done("score", made, *quick)
+
+
+def test_the_directory_is_named_after_the_recipe(done, file, tmp_path):
+    done("embed", "digits", *TINY, "--generator", file)
+    assert (tmp_path / "runs" / "digits" / "config.json").exists()
+
+
+def test_pretraining_makes_a_generator_with_a_card(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "EPOCHS", 1)
+    small = "--steps 2 --batch-size 4 --channels 2 --latent-dim 4 --out made"
+    told = done("pretrain", "digits", *small.split())
+    assert "generator: made/generator.safetensors" in told
+    assert "card: made/card.md" in told
+    assert itgan.generators.load_generator(tmp_path / "made" / "generator.safetensors")
+
+
+def test_the_zoo_lists_what_ships(done, file, monkeypatch):
+    metadata = {"kind": "generator", "dataset": "digits"}
+    artefacts.save(Path("mine.safetensors"), {"x": torch.zeros(1)}, metadata)
+    monkeypatch.setattr(
+        itgan.generators,
+        "shipped",
+        lambda kind: {"mine": Path("mine.safetensors")} if kind == "generator" else {},
+    )
+    told = done("zoo").split()
+    size = f"{Path('mine.safetensors').stat().st_size:,}"
+    assert told[-5:-1] == ["mine", "generator", "digits", size]
+    assert done("zoo", "--help") == "usage: itgan zoo\n"
+
+
+def test_a_bank_is_inspected(done, bank):
+    LatentBank(bank.latents, bank.labels, bank.rows, "inverted").save("bank.safetensors")
+    assert "stage: inverted" in done("inspect", "bank.safetensors")
+
+
+# Help
+
+
+def test_the_overview_names_every_command(done):
+    for arguments in ((), ("--help",), ("-h",)):
+        told = done(*arguments)
+        for name, command in COMMANDS.items():
+            assert f"  {name}" in told
+            assert command.__doc__.splitlines()[0] in told
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "report", "pretrain"])
+def test_each_command_lists_its_recipes(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    told = capsys.readouterr().out
+    for name in PRETRAININGS if command == "pretrain" else RECIPES:
+        assert f"  {name} " in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [("run digits", RunConfig), ("pretrain digits", PretrainingConfig), ("score", ScoreConfig)],
+)
+def test_every_field_is_a_flag_in_the_help(capsys, monkeypatch, arguments, kind):
+    def flags(kind, prefix=""):
+        for name, field in kind.model_fields.items():
+            flag = f"{prefix}{name.replace('_', '-')}"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+                yield from flags(field.annotation, f"{flag}.")
+            else:
+                yield f"--{flag}"
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments.split(), "--help"])
+    assert stop.value.code == 0
+    told = capsys.readouterr().out
+    missing = [flag for flag in flags(kind) if flag not in told]
+    assert missing == []
+    assert os.environ["COLUMNS"] == "200"
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, itgan.cli; itgan.cli.main(['--help']); "
+        "heavy = {'torch', 'pydantic', 'tyro', 'numpy', 'rich'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        result = python("-c", code)
+        seconds.append(time.perf_counter() - begun)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith("usage: itgan COMMAND")
+    assert min(seconds) < 1
+
+
+def test_the_version_is_told_without_torch(done):
+    assert done("--version") == f"itgan {itgan.__version__}\n"
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; to go on: itgan run digits --out 'my run'"),
+        (MemoryError(), 1, "out of memory; finished cells are kept"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory; finished cells"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory; fini"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full; finished cells"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "the disk is full; finished cells"),
+        (PermissionError(errno.EACCES, "Permission denied", "/there"), 2, "/there: Permission"),
+        (OSError(errno.EROFS, "Read-only file system", "/there"), 2, "/there: Read-only file"),
+        (itgan.InputError("two\nlines"), 2, "two lines"),
+    ],
+)
+def test_what_goes_wrong_has_its_exit_code(capsys, monkeypatch, error, code, told):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(itgan.pipeline, "compute", fail)
+    assert main(["run", "digits", "--out", "my run"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"itgan: {told}")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(itgan.pipeline, "compute", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["run", "digits"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # boxes are drawn in either
+def test_a_process_exits_with_the_code_and_one_line(tmp_path, monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    result = python("-m", "itgan.cli", "run", "digits", "--bogus", "3", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "itgan: Unrecognized options: --bogus, 3\n"
+    result = python("-m", "itgan.cli", "--version", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_interrupted_process_says_how_to_go_on(file, tmp_path):
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "import itgan.cli; sys.exit(itgan.cli.main())"
+    )
+    arguments = ["run", "digits", *TINY, "--generator", str(file), "--out", "run"]
+    arguments += ["--inversion.steps", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    with process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("inverted bank"):
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130, said
+    assert said[-1] == f"itgan: interrupted; to go on: itgan {' '.join(arguments)}\n"
+    assert len(list((tmp_path / "run" / "cells").glob("extractor-*"))) == 1

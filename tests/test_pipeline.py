@@ -1,0 +1,536 @@
+import json
+import shutil
+from functools import partial
+
+import pytest
+import torch
+
+import itgan.pipeline
+import itgan.runs
+from itgan import artefacts
+from itgan.artefacts import Checkpoint
+from itgan.configs import RunConfig
+from itgan.data import Dataset, ImageSet
+from itgan.errors import InputError
+from itgan.evaluation import Trial, summarize
+from itgan.generators import BigGANShape
+from itgan.latents import LatentBank, sample_latents
+from itgan.pipeline import Experiment, compute, publish, tabulate
+from itgan.runs import Run, with_inputs
+from itgan.sources import SyntheticSet
+
+SOURCES = ("real", "random", "gan", "gan-fresh", "inversion", "itgan")
+SHORT = {"updates": 2, "batch_size": 16}
+TINY = {
+    "latents_per_class": 2,
+    "sources": SOURCES,
+    "latent_seeds": (0,),
+    "network_seeds": (0,),
+    "inversion": {"steps": 2, "extractor": SHORT},
+    "condensation": {"steps": 2, "real_per_class": 4},
+    "evaluation": {**SHORT, "curve_points": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def file(biggan, tmp_path_factory):
+    """An untrained generator, as a file of this project."""
+    path = tmp_path_factory.mktemp("generator") / "tiny.safetensors"
+    artefacts.save(path, biggan.state_dict(), {"kind": "generator"})
+    return path
+
+
+def merged(base, changes):
+    """A nested dict with some values replaced."""
+    both = {**base, **changes}
+    for key, value in changes.items():
+        if isinstance(value, dict) and key in base:
+            both[key] = merged(base[key], value)
+    return both
+
+
+@pytest.fixture
+def experiment(file, digits):
+    """Makes the experiment of a changed tiny config."""
+
+    def make(**changes):
+        config = RunConfig.model_validate(merged({**TINY, "generator": str(file)}, changes))
+        made = Experiment(config)
+        if not (config.validation or config.image_size):
+            made.data = digits  # loaded once for all tests
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(file, digits, tmp_path_factory):
+    """A run directory with everything in it; not to be changed."""
+    made = Experiment(RunConfig.model_validate({**TINY, "generator": str(file)}))
+    made.data = digits
+    run = Run(tmp_path_factory.mktemp("runs") / "tiny")
+    compute(made, run)
+    publish(made, run)
+    return run.path
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of it that a test may change."""
+    return Run(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def forbid(monkeypatch):
+    """Any computation raises from now on."""
+
+    def work(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    for name in ("train_extractor", "invert", "condense", "evaluate"):
+        monkeypatch.setattr(itgan.pipeline, name, work)
+
+
+def trials_of(path):
+    rows = artefacts.read_jsonl(path / "trials.jsonl")
+    return [{**row, "seconds": 0} for row in rows]
+
+
+def names(cells):
+    return {cell.label: cell.name for cell in with_inputs(cells)}
+
+
+# What a run writes
+
+
+def test_a_run_directory_holds_what_the_contract_says(finished):
+    there = {path.name for path in finished.iterdir()} - {".lock", "partial"}
+    assert there >= {
+        "config.json",
+        "environment.json",
+        "cells",
+        "metrics.jsonl",
+        "trials.jsonl",
+        "results.json",
+        "report.html",
+        "report.md",
+    }
+    assert not list(finished.glob("partial/*"))
+    config = RunConfig.model_validate_json((finished / "config.json").read_text())
+    assert config.latents_per_class == 2
+    cells = {line["cell"] for line in artefacts.read_jsonl(finished / "metrics.jsonl")}
+    assert cells == {path.stem for path in (finished / "cells").iterdir()}
+    assert len(cells) == 3 + len(SOURCES)  # extractor, two banks, six trials
+
+
+def test_results_json_has_a_row_for_each_source(finished, digits):
+    rows = json.loads((finished / "results.json").read_text())
+    assert [row["source"] for row in rows] == list(SOURCES)
+    by_source = {row["source"]: row for row in rows}
+    assert {row["dataset"] for row in rows} == {"digits"}
+    assert {row["latents_per_class"] for row in rows} == {2}
+    assert {(row["n"], row["sets"], row["std"]) for row in rows} == {(1, 1, 0)}
+    images = {name: row["images"] for name, row in by_source.items()}
+    assert images == {"real": len(digits.train), "gan-fresh": None} | dict.fromkeys(
+        ("random", "gan", "inversion", "itgan"), 20
+    )
+    assert by_source["random"]["variant"] == "same-rows"
+    assert by_source["random"]["bytes"] == 20 * (64 + 8)
+    assert by_source["itgan"]["bytes"] == by_source["gan"]["bytes"]
+    assert all(0 <= row["mean"] <= 100 for row in rows)
+
+
+def test_trials_jsonl_is_what_the_results_summarise(finished):
+    lines = (finished / "trials.jsonl").read_text().splitlines()
+    trials = [Trial(**json.loads(line)) for line in lines]
+    assert [trial.source for trial in trials] == list(SOURCES)
+    assert all(0 <= trial.accuracy <= 1 for trial in trials)
+    assert all(trial.updates == 2 for trial in trials)
+    assert all([point["update"] for point in trial.curve] == [1, 2] for trial in trials)
+    assert summarize(trials) == json.loads((finished / "results.json").read_text())
+
+
+def test_the_report_shows_the_results(finished):
+    html = (finished / "report.html").read_text()
+    assert "digits on digits" in html
+    assert "596 real test images" in html
+    assert "Condensation (Eq. 11)" in html
+    assert "still to be computed" not in html
+    markdown = (finished / "report.md").read_text()
+    assert all(source in markdown for source in SOURCES)
+
+
+def test_the_synthetic_set_of_each_condensed_bank_is_stored(finished, experiment, digits):
+    (path,) = (finished / "sets").iterdir()
+    stored = SyntheticSet.load(path)
+    bank = Run(finished).value(experiment().condensed(0))
+    assert torch.equal(stored.bank.latents, bank.latents)
+    assert torch.equal(stored.labels, bank.labels)
+    assert stored.bank.stage == "condensed"
+    assert stored.about["dataset"] == "digits"
+    assert stored.about["class_names"] == list(digits.class_names)
+
+
+def test_banks_are_stratified_and_keep_their_rows(finished, experiment, digits):
+    made, run = experiment(), Run(finished)
+    inverted, condensed = run.value(made.inverted(0)), run.value(made.condensed(0))
+    assert (inverted.stage, condensed.stage) == ("inverted", "condensed")
+    assert inverted.labels.bincount().tolist() == [2] * 10
+    assert torch.equal(inverted.rows, condensed.rows)
+    position = {row: i for i, row in enumerate(digits.train.rows.tolist())}
+    found = torch.tensor([position[row] for row in inverted.rows.tolist()])
+    assert torch.equal(digits.train.labels[found], inverted.labels)
+    assert not torch.equal(inverted.latents, condensed.latents)
+
+
+def test_each_source_is_what_its_name_says(finished, experiment, digits):
+    made, run = experiment(), Run(finished)
+    inverted, condensed = run.value(made.inverted(0)), run.value(made.condensed(0))
+    rows = made.subset(0)
+    assert torch.equal(rows.rows, inverted.rows)
+    real, random = made.source("real", 0, None), made.source("random", 0, None)
+    assert torch.equal(real.images, digits.train.images)
+    assert torch.equal(random.images, rows.images)
+    gan = made.source("gan", 0, None)
+    start = sample_latents(made.generator, rows, made._seed(0))
+    assert torch.equal(gan.bank.latents, start.latents)
+    for name, bank in (("inversion", inverted), ("itgan", condensed)):
+        source = made.source(name, 0, bank)
+        assert source.name == name
+        assert torch.equal(source.bank.latents, bank.latents)
+    fresh = made.source("gan-fresh", 3, None)
+    assert (fresh.name, len(fresh), fresh.latent_seed) == ("gan-fresh", 20, 3)
+
+
+# Resume
+
+
+def test_a_second_run_computes_nothing_and_writes_the_same(copy, experiment, monkeypatch):
+    forbid(monkeypatch)
+    kept = ("results.json", "trials.jsonl", "report.md", "report.html", "config.json")
+    before = {name: (copy.path / name).read_bytes() for name in kept}
+    made = experiment()
+    compute(made, Run(copy.path))
+    publish(made, Run(copy.path))
+    assert {name: (copy.path / name).read_bytes() for name in kept} == before
+
+
+@pytest.mark.parametrize("kept", [(), ("extractor",), ("extractor", "inverted"), ("trial",)])
+def test_what_was_deleted_is_computed_again_and_equal(copy, experiment, kept):
+    before = trials_of(copy.path)
+    banks = {p.name: p.read_bytes() for p in (copy.path / "cells").glob("*.safetensors")}
+    for path in (copy.path / "cells").iterdir():
+        if not path.name.startswith(kept or "nothing"):
+            path.unlink()
+    made = experiment()
+    compute(made, copy)
+    publish(made, copy)
+    assert trials_of(copy.path) == before
+    again = {p.name: p.read_bytes() for p in (copy.path / "cells").glob("*.safetensors")}
+    if kept != ("trial",):  # trials alone need no banks
+        assert again == banks
+
+
+def test_stages_one_by_one_are_the_same_run(finished, experiment, tmp_path):
+    counts = []
+    for stage in ("embed", "invert", "condense", "evaluate"):
+        compute(experiment(), Run(tmp_path), stage)
+        counts.append(len(list((tmp_path / "cells").iterdir())))
+    publish(experiment(), Run(tmp_path))
+    assert counts == [1, 2, 3, 9]
+    assert trials_of(tmp_path) == trials_of(finished)
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_an_interrupted_run_goes_on_to_equal_trials(
+    finished, experiment, tmp_path, monkeypatch, done
+):
+    left = iter(range(done))
+    evaluate = itgan.pipeline.evaluate
+
+    def interrupted(*args, **kwargs):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(itgan.pipeline, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compute(experiment(), Run(tmp_path))
+    made = experiment()
+    if done:
+        rows, _, html = publish(made, Run(tmp_path))
+        assert len(rows) == done
+        assert f"{6 - done} trials of this run are still to be computed" in html.read_text()
+    else:
+        with pytest.raises(InputError, match="no classifier has been trained yet"):
+            publish(made, Run(tmp_path))
+    compute(made, Run(tmp_path))
+    publish(made, Run(tmp_path))
+    assert trials_of(tmp_path) == trials_of(finished)
+
+
+@pytest.mark.parametrize("stage", ["inversion", "condensation"])
+def test_a_bank_goes_on_from_its_snapshot(finished, experiment, tmp_path, monkeypatch, stage):
+    module = getattr(itgan, stage)
+
+    def first_step_only(steps, label):
+        yield steps[0]
+        raise KeyboardInterrupt
+
+    snapshots = partial(Checkpoint, every_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(itgan.runs, "Checkpoint", snapshots)
+        patch.setattr(module, "track", first_step_only)
+        with pytest.raises(KeyboardInterrupt):
+            compute(experiment(), Run(tmp_path))
+    (snapshot,) = (tmp_path / "partial").iterdir()
+    assert artefacts.load(snapshot)[1]["step"] == 1
+    compute(experiment(), Run(tmp_path), "condense")
+    assert not snapshot.exists()
+    cell = experiment().condensed(0)
+    resumed = (tmp_path / "cells" / f"{cell.name}.safetensors").read_bytes()
+    assert resumed == (finished / "cells" / f"{cell.name}.safetensors").read_bytes()
+
+
+def test_only_trials_with_shared_seeds_are_compared():
+    def made(source, *network_seeds):
+        return [Trial(source, "convnet", 0, seed, 0.5, 1, 0.1) for seed in network_seeds]
+
+    rows, differences = tabulate(made("gan", 1) + made("inversion", 0) + made("itgan", 0, 1))
+    assert [row["source"] for row in rows] == ["gan", "inversion", "itgan"]
+    found = [(d["a"], d["b"], d["n"]) for d in differences]
+    assert found == [("itgan", "inversion", 1), ("itgan", "gan", 1)]
+
+
+# What determines a cell
+
+BANKS = {"inverted bank, latent seed 0", "condensed bank, latent seed 0"}
+
+
+def trial(*sources):
+    return {f"trial of {source}, latent seed 0, network seed 0" for source in sources}
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"out": "elsewhere", "recipe": "other", "device": "cpu"}, "all"),
+        ({"evaluation": {"updates": 3}}, {"extractor", *BANKS}),
+        ({"evaluation": {"augmentation": "none"}}, {"extractor", *BANKS}),
+        (
+            {"condensation": {"steps": 3}},
+            {"extractor", "inverted bank, latent seed 0"} | trial(*SOURCES[:5]),
+        ),
+        (
+            {"condensation": {"micro_batch": 7}},
+            {"extractor", "inverted bank, latent seed 0"} | trial(*SOURCES[:5]),
+        ),
+        ({"inversion": {"steps": 3}}, {"extractor"} | trial(*SOURCES[:4])),
+        ({"inversion": {"extractor": {"updates": 3}}}, trial(*SOURCES[:4])),
+        ({"latents_per_class": 3}, {"extractor"}),
+        ({"seed": 1}, set()),
+    ],
+)
+def test_a_change_renames_just_the_cells_that_it_reaches(experiment, change, kept):
+    before, after = names(experiment().trials()), names(experiment(**change).trials())
+    assert before.keys() == after.keys()
+    same = {label for label in before if before[label] == after[label]}
+    assert same == (before.keys() if kept == "all" else kept)
+
+
+def test_another_generator_renames_all_that_it_makes(experiment, make_biggan, tmp_path):
+    other = tmp_path / "other.safetensors"
+    model = make_biggan(BigGANShape(4, 10, (1, 8, 8), 8), seed=1)
+    artefacts.save(other, model.state_dict(), {"kind": "generator"})
+    before = names(experiment().trials())
+    after = names(experiment(generator=str(other)).trials())
+    same = {label for label in before if before[label] == after[label]}
+    assert same == {"extractor"} | trial("real", "random")
+    # The same tensors in another file are the same generator.
+    twin = shutil.copy(experiment().config.generator, tmp_path / "twin.safetensors")
+    assert names(experiment(generator=str(twin)).trials()) == before
+
+
+def test_other_images_rename_everything(experiment):
+    before = names(experiment().trials())
+    after = names(experiment(validation=100).trials())
+    assert not set(before.values()) & set(after.values())
+
+
+def test_sources_and_seeds_share_their_cells(experiment):
+    few = names(experiment(sources=("itgan", "gan")).trials())
+    many = names(experiment(network_seeds=(3, 0), latent_seeds=(5, 0)).trials())
+    assert few.items() <= names(experiment().trials()).items()
+    assert few.items() <= many.items()
+    assert len(few) == 5  # extractor, two banks, two trials
+    assert len(set(many.values())) == len(many) == 1 + 2 * 2 + 5 * 4 + 2  # real has one bank
+
+
+def test_cells_that_two_runs_share_can_be_copied(finished, experiment, tmp_path, monkeypatch):
+    shutil.copytree(finished / "cells", tmp_path / "cells")
+    forbid(monkeypatch)
+    made = experiment(sources=("itgan", "random"))
+    compute(made, Run(tmp_path))
+    rows, differences, _ = publish(made, Run(tmp_path))
+    assert [row["source"] for row in rows] == ["random", "itgan"]
+    assert [(d["a"], d["b"]) for d in differences] == [("itgan", "random")]
+    theirs = {row["source"]: row for row in json.loads((finished / "results.json").read_text())}
+    assert rows == [theirs["random"], theirs["itgan"]]
+
+
+def test_each_latent_seed_has_rows_and_latents_of_its_own(experiment):
+    made = experiment(latent_seeds=(0, 1))
+    first, second = made.subset(0), made.subset(1)
+    assert not torch.equal(first.rows, second.rows)
+    assert torch.equal(first.rows, experiment().subset(0).rows)
+    assert first.labels.bincount().tolist() == second.labels.bincount().tolist() == [2] * 10
+    assert made._seed(0) != made._seed(1)
+
+
+def test_all_training_images_without_a_number_of_latents(experiment, digits):
+    made = experiment(latents_per_class=None)
+    assert torch.equal(made.subset(0).rows, digits.train.rows)
+
+
+# Pools of snapshots
+
+POOL = {"kind": "snapshots", "networks": 1, "snapshots": 2, "training": SHORT}
+
+
+def test_a_pool_of_snapshots_is_a_cell_that_all_banks_share(experiment, tmp_path, monkeypatch):
+    made = experiment(
+        condensation={"pool": POOL}, sources=("itgan",), latent_seeds=(0, 1), network_seeds=(0,)
+    )
+    compute(made, Run(tmp_path))
+    cells = [path.name.split("-")[0] for path in (tmp_path / "cells").iterdir()]
+    assert {kind: cells.count(kind) for kind in cells} == {
+        "extractor": 1,
+        "pool": 1,
+        "inverted": 2,
+        "condensed": 2,
+        "trial": 2,
+    }
+    (pool,) = (Run(tmp_path).value(cell) for cell in made.pool())
+    assert len(pool.accuracies) == 2
+    before = {p.name: p.read_bytes() for p in (tmp_path / "cells").glob("*.safetensors")}
+    for path in (tmp_path / "cells").glob("[pc]*"):
+        path.unlink()
+    compute(made, Run(tmp_path), "condense")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "cells").glob("*.safetensors")} == before
+
+
+def test_the_window_of_a_pool_is_no_part_of_it(experiment):
+    before = names(experiment(condensation={"pool": POOL}).trials())
+    window = {**POOL, "window": (0.1, 0.9)}
+    after = names(experiment(condensation={"pool": window}).trials())
+    changed = {label for label in before if before[label] != after[label]}
+    assert changed == {"condensed bank, latent seed 0"} | trial("itgan")
+    larger = names(experiment(condensation={"pool": {**POOL, "snapshots": 3}}).trials())
+    assert larger["pool"] != before["pool"]
+
+
+# Validation
+
+
+class Untouchable(ImageSet):
+    """Images that must not be looked at."""
+
+    sealed = False
+
+    def __getattribute__(self, name):
+        if not name.startswith("__") and type(self).sealed:
+            raise AssertionError(f"test images were touched: {name}")
+        return super().__getattribute__(name)
+
+    def __len__(self):
+        raise AssertionError("test images were counted")
+
+
+def test_with_validation_images_the_test_images_stay_untouched(experiment, tmp_path, monkeypatch):
+    made = experiment(validation=100, sources=("random", "itgan"))
+    data = made.data
+    assert len(data.validation) == 100
+    test = Untouchable(data.test.images, data.test.labels, class_names=data.class_names)
+    made.data = Dataset(data.name, data.train, data.validation, test)
+    monkeypatch.setattr(Untouchable, "sealed", True)
+    compute(made, Run(tmp_path))
+    rows, _, html = publish(made, Run(tmp_path))
+    assert "100 real validation images" in html.read_text()
+    for row in rows:
+        hits = row["mean"]  # percent of 100 images
+        assert hits == pytest.approx(round(hits))
+    held = set(data.validation.rows.tolist())
+    assert not held & set(Run(tmp_path).value(made.inverted(0)).rows.tolist())
+    monkeypatch.setattr(Untouchable, "sealed", False)
+
+
+# Refusals
+
+
+def test_more_latents_than_images_of_a_class_are_refused(experiment, tmp_path):
+    made = experiment(latents_per_class=500)
+    with pytest.raises(InputError, match=r"latents_per_class=500: class '\d' has only \d+ train"):
+        compute(made, Run(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_generator_of_other_images_is_refused(experiment, make_biggan, tmp_path):
+    path = tmp_path / "colour.safetensors"
+    model = make_biggan(BigGANShape(2, 10, (3, 16, 16), 4))
+    artefacts.save(path, model.state_dict(), {"kind": "generator"})
+    with pytest.raises(InputError, match=r"generator: makes images of shape \(3, 16, 16\), but"):
+        compute(experiment(generator=str(path)), Run(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_generator_is_refused_by_name(experiment, tmp_path):
+    with pytest.raises(InputError, match="generator 'nobody': no such file, and not one of the"):
+        compute(experiment(generator="nobody"), Run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("inversion", "inversion.extractor"),
+        ("condensation", "condensation"),
+        ("evaluation", "evaluation"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("network", "perceptron", "network: no 'perceptron'; choose convnet"),
+        ("network", "vgg19", "network: vgg19 needs images of at least 32x32"),
+        ("augmentation", "crop_blur", "augmentation: no operation 'blur'"),
+    ],
+)
+def test_what_a_later_stage_would_stumble_over_is_refused_at_once(
+    experiment, tmp_path, stage, name, field, value, why
+):
+    change = {field: value}
+    made = experiment(**{stage: {"extractor": change} if stage == "inversion" else change})
+    with pytest.raises(InputError) as error:
+        compute(made, Run(tmp_path / "run"))
+    assert str(error.value).startswith(f"{name}.{why}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_in_use_is_refused(experiment, tmp_path):
+    refused = pytest.raises(InputError, match="another process is working in this directory")
+    with artefacts.locked(tmp_path), refused:
+        compute(experiment(), Run(tmp_path))
+    assert not (tmp_path / "cells").exists()
+
+
+def test_a_directory_of_another_configuration_is_refused(copy, experiment, monkeypatch):
+    forbid(monkeypatch)
+    with pytest.raises(InputError, match=r"evaluation\.updates \(2 there, 3 here\); give another"):
+        compute(experiment(evaluation={"updates": 3}), copy)
+
+
+def test_banks_are_ordinary_artefacts(finished):
+    stages = set()
+    for path in (finished / "cells").glob("*.safetensors"):
+        if artefacts.read_metadata(path)["kind"] == "bank":
+            stages.add(LatentBank.load(path).stage)
+    assert stages == {"inverted", "condensed"}
