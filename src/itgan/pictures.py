@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -113,11 +113,11 @@ def decode(
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
 
 
-def as_pixels(what: str, images: np.ndarray) -> UInt8[np.ndarray, "n c h w"]:
-    """Images as n h w, n h w c or n c h w; integers in 0...255 or floats in [0, 1].
+def channels_first(what: str, images: np.ndarray) -> Shaped[np.ndarray, "n c h w"]:
+    """Images given as n h w, n h w c or n c h w, with 1 or 3 channels.
 
     Raises:
-        InputError: another shape or type, NaN, or values outside the range.
+        InputError: another shape.
     """
     if images.ndim == 3:
         images = images[..., None]
@@ -126,8 +126,16 @@ def as_pixels(what: str, images: np.ndarray) -> UInt8[np.ndarray, "n c h w"]:
             f"{what} must have shape n h w, n h w c or n c h w with 1 or 3 channels, "
             f"found {images.shape}"
         )
-    if images.shape[3] in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
+    return images.transpose(0, 3, 1, 2) if images.shape[3] in (1, 3) else images
+
+
+def as_pixels(what: str, images: np.ndarray) -> UInt8[np.ndarray, "n c h w"]:
+    """Images as n h w, n h w c or n c h w; integers in 0...255 or floats in [0, 1].
+
+    Raises:
+        InputError: another shape or type, NaN, or values outside the range.
+    """
+    images = channels_first(what, images)
     if images.dtype != np.uint8:
         top = {"f": 1, "i": 255, "u": 255}.get(images.dtype.kind)
         if top is None:
@@ -146,6 +154,19 @@ def as_pixels(what: str, images: np.ndarray) -> UInt8[np.ndarray, "n c h w"]:
 def to_uint8(images: Float[Tensor, "*batch h w"]) -> UInt8[Tensor, "*batch h w"]:
     """Pixels in [-1, 1] as integers, rounded to the nearest."""
     return ((images + 1) * 127.5).round_().clamp_(0, 255).byte()
+
+
+def to_png(pixels: UInt8[Tensor, "c h w"]) -> bytes:
+    """One picture as a PNG file, which loses nothing.
+
+    Raises:
+        InputError: neither 1 nor 3 channels.
+    """
+    if len(pixels) not in (1, 3):
+        raise InputError(f"a PNG has 1 or 3 channels, not {len(pixels)}; write npz instead")
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).save(file, "png")
+    return file.getvalue()
 
 
 def grid(images: UInt8[Tensor, "rows columns c h w"], scale: int = 1) -> Image.Image:
