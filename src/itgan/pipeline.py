@@ -213,7 +213,7 @@ class Experiment:
             "class_names": list(self.data.class_names),
             "mean": list(self.data.mean),
             "std": list(self.data.std),
-            "evaluation": self.config.evaluation.model_dump(),
+            "evaluation": {**self.config.evaluation.model_dump(), "curve_points": 0},
         }
         made = SyntheticSet(self.generator, bank, about=about)
         made.latent_seed = latent_seed

@@ -28,7 +28,7 @@ def digits() -> RunConfig:
         condensation=CondensationConfig(
             steps=200, real_per_class=64, augmentation=DIGITS_AUGMENTATION
         ),
-        evaluation=EvaluationConfig(updates=200, augmentation=DIGITS_AUGMENTATION, curve_points=8),
+        evaluation=EvaluationConfig(updates=200, augmentation=DIGITS_AUGMENTATION, curve_points=5),
     )
 
 
