@@ -23,7 +23,7 @@ embedding latents
 inversion matching
 condensation
 sources
-baselines
+baselines export foreign
 evaluation
 cards charts
 report

@@ -197,8 +197,10 @@ def test_each_source_is_what_its_name_says(finished, experiment, digits):
         source = made.source(name, 0, bank)
         assert source.name == name
         assert torch.equal(source.bank.latents, bank.latents)
-    fresh = made.source("gan-fresh", 3, None)
-    assert (fresh.name, len(fresh), fresh.latent_seed) == ("gan-fresh", 20, 3)
+    for name in ("random", "gan", "gan-fresh", "inversion", "itgan"):
+        bank = {"inversion": inverted, "itgan": condensed}.get(name)
+        source = made.source(name, 3, bank)
+        assert (source.name, len(source), source.latent_seed) == (name, 20, 3)
 
 
 # Resume
@@ -355,6 +357,16 @@ def test_other_images_rename_everything(experiment):
     before = names(experiment().trials())
     after = names(experiment(validation=100).trials())
     assert not set(before.values()) & set(after.values())
+
+
+def test_other_test_images_rename_the_trials_alone(experiment, digits):
+    before = names(experiment().trials())
+    made = experiment()
+    fewer = digits.test.select(range(100))
+    made.data = Dataset(digits.name, digits.train, None, fewer)
+    after = names(made.trials())
+    same = {label for label in before if before[label] == after[label]}
+    assert same == {"extractor", *BANKS}
 
 
 def test_sources_and_seeds_share_their_cells(experiment):

@@ -1,13 +1,16 @@
+import numpy as np
 import pytest
+import torch
 
 import itgan.scoring
 from itgan.configs import ScoreConfig
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
+from itgan.export import EXPORTERS
 from itgan.generators import BigGANShape, FrozenGenerator
 from itgan.latents import LatentBank, sample_latents
-from itgan.scoring import load_set, score
-from itgan.sources import SyntheticSet
+from itgan.scoring import find_set, load_set, score, score_foreign
+from itgan.sources import PixelSet, SyntheticSet
 
 QUICK = ScoreConfig.model_validate(
     {"network_seeds": (0, 1), "evaluation": {"updates": 2, "batch_size": 16}}
@@ -80,3 +83,61 @@ def test_a_set_of_other_images_is_refused(make_biggan, images):
     made = SyntheticSet(other, sample_latents(other, images), about={"dataset": "digits"})
     with pytest.raises(InputError, match=r"makes images of shape \(3, 16, 16\), but the data set"):
         score(made, QUICK)
+
+
+def test_a_shipped_set_s_file_is_found():
+    assert find_set("digits-10").is_file()
+    assert len(load_set("digits-10")) == 100
+
+
+@pytest.mark.parametrize("change", [{"mean": (0.5,), "std": (0.5,)}, {"entry": 0}, {"logits": 1}])
+def test_what_a_synthetic_set_has_no_use_for_is_refused(stored, change):
+    config = ScoreConfig.model_validate(change)
+    with pytest.raises(InputError, match=rf"^{next(iter(change))}: for sets of other formats"):
+        score(load_set(str(stored)), config)
+
+
+# Sets of others
+
+DIGITS = QUICK.model_copy(update={"dataset": "digits"})
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "npz"])
+def test_exported_images_score_as_the_set_itself(stored, tmp_path, form):
+    EXPORTERS[form](SyntheticSet.load(stored), tmp_path / "out")
+    path = {"imagefolder": tmp_path / "out", "npz": tmp_path / "out" / "train.npz"}[form]
+    (row,) = score_foreign(path, DIGITS)
+    (own,) = score(load_set(str(stored)), DIGITS)
+    assert row["source"] == path.stem
+    assert row["bytes"] == 40 * (64 + 8)
+    if form == "npz":  # folders are sorted, which shuffles the batches otherwise
+        assert {**row, "source": "itgan", "bytes": own["bytes"]} == own
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_file_of_the_distillation_family_is_scored(images, digits, tmp_path, kind):
+    labels = {"hard": images.labels, "soft": torch.eye(10)[images.labels]}[kind]
+    mean, std = 0.3, 0.4
+    normalised = (images.images.float() / 255 - mean) / std
+    path = tmp_path / "res_DM.pt"
+    torch.save({"data": [[normalised, labels]]}, path)
+    config = DIGITS.model_copy(update={"mean": (mean,), "std": (std,)})
+    (row,) = score_foreign(path, config)
+    same = PixelSet(((normalised * std + mean) * 2 - 1).clamp(-1, 1), labels, "res_DM")
+    trials = evaluate(
+        same,
+        digits.test,
+        QUICK.evaluation,
+        QUICK.network_seeds,
+        dataset="digits",
+        latents_per_class=4,
+    )
+    assert row == summarize(trials)[0]
+    assert (row["labels"], row["images"], row["bytes"]) == (kind, 40, same.nbytes)
+
+
+def test_a_set_of_others_needs_a_data_set(images, tmp_path):
+    np.savez(tmp_path / "x.npz", images=images.images, labels=images.labels)
+    with pytest.raises(InputError, match=r"^score: .*x\.npz names no data set; give --dataset"):
+        score_foreign(tmp_path / "x.npz", QUICK)
+    assert score_foreign(tmp_path / "x.npz", DIGITS)[0]["source"] == "x"

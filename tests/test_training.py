@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from itgan import training
+from itgan.artefacts import Checkpoint
 from itgan.configs import EvaluationConfig
 from itgan.data import ImageSet
 from itgan.errors import InputError
@@ -243,3 +244,27 @@ def test_accuracy_counts_in_evaluation_mode():
     assert network.training
     assert accuracy(network.eval(), images, EvaluationConfig()) == 0.8
     assert not network.training
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 8])  # in the middle of epochs and at the switch
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, images, stop, name):
+    config = EvaluationConfig(updates=9, batch_size=16, augmentation="crop_color")
+
+    def train(at_update=None, checkpoint=None):
+        network = build_network(name, images.image_shape, 10, seed=1)
+        train_classifier(network, images, config, 5, "test", at_update, checkpoint)
+        return network.state_dict()
+
+    def snapshots():
+        return Checkpoint(tmp_path / "snapshot.safetensors", "me", every_seconds=0.0)
+
+    def interrupt(update, loss):
+        if update == stop + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupt, snapshots())
+    assert snapshots().load()[1]["step"] == stop
+    resumed, unbroken = train(None, snapshots()), train()
+    assert all(torch.equal(resumed[k], unbroken[k]) for k in unbroken)

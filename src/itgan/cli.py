@@ -264,7 +264,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
 
 
 def _score(arguments: Sequence[str]) -> None:
-    """Score a synthetic set (a file, or a shipped name) under the protocol."""
+    """Score anyone's set: ours, an image folder, npz, or .pt of normalised tensors."""
     from itgan.configs import ScoreConfig
 
     if not arguments or arguments[0].startswith("-"):
@@ -272,14 +272,41 @@ def _score(arguments: Sequence[str]) -> None:
         raise InputError("score: give a file or a shipped name first")
     from rich.console import Console
 
+    from itgan.foreign import is_foreign
     from itgan.report import results_table
-    from itgan.scoring import load_set, score
+    from itgan.scoring import load_set, score, score_foreign
 
-    synthetic = load_set(arguments[0])
-    default = ScoreConfig(evaluation=synthetic.about.get("evaluation", {}))
-    config = _parse(ScoreConfig, arguments[1:], f"itgan score {arguments[0]}", default)
-    rows = score(synthetic, config)
+    path, prog = Path(arguments[0]), f"itgan score {arguments[0]}"
+    if is_foreign(path):
+        rows = score_foreign(path, _parse(ScoreConfig, arguments[1:], prog, ScoreConfig()))
+    else:
+        synthetic = load_set(arguments[0])
+        default = ScoreConfig(evaluation=synthetic.about.get("evaluation", {}))
+        rows = score(synthetic, _parse(ScoreConfig, arguments[1:], prog, default))
     Console(width=None if sys.stdout.isatty() else 110).print(results_table(rows))
+
+
+def _generate(arguments: Sequence[str]) -> None:
+    """Write the images of a set: an image folder, npz, or Parquet for Hugging Face."""
+    from itgan.configs import GenerateConfig
+
+    if not arguments or arguments[0].startswith("-"):
+        _parse(GenerateConfig, arguments, "itgan generate SET", GenerateConfig())
+        raise InputError("generate: give a file or a shipped name first")
+    config = _parse(
+        GenerateConfig, arguments[1:], f"itgan generate {arguments[0]}", GenerateConfig()
+    )
+    from itgan.devices import pick_device
+    from itgan.export import EXPORTERS
+    from itgan.scoring import find_set
+    from itgan.sources import SyntheticSet
+
+    file = find_set(arguments[0])
+    synthetic = SyntheticSet.load(file, pick_device(config.device))
+    name = file.name.removesuffix(".safetensors").removesuffix(".itgan")
+    out = Path(config.out or f"{name}-images")
+    EXPORTERS[config.format](synthetic, out, file=file)
+    _print(f"{len(synthetic):,} images: {out}")
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -334,6 +361,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "condense": _stage("condense", "Make the condensed banks of a recipe."),
     "evaluate": _stage("evaluate", "Train and score the classifiers of a recipe."),
     "report": _report,
+    "generate": _generate,
     "score": _score,
     "inspect": _inspect,
     "zoo": _zoo,

@@ -221,7 +221,33 @@ class ScoreConfig(Config):
         None, description="data set with the test images (default: the one that the set names)"
     )
     network_seeds: Seeds = Field((0, 1, 2), description="one classifier for each")
+    mean: tuple[Share, ...] = Field(
+        (), description="that images of floats were normalised with, per channel, in [0, 1] units"
+    )
+    std: tuple[Rate, ...] = Field(
+        (), description="likewise (default of a .pt file for CIFAR: the usual constants)"
+    )
+    entry: Annotated[int, Field(ge=0, le=10_000_000)] | None = Field(
+        None, description="which set of a .pt file that holds several (default: the last)"
+    )
+    logits: bool = Field(False, description="soft labels are logits: apply softmax")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     evaluation: EvaluationConfig = Field(
         EvaluationConfig(), description="training of the classifiers (default: as the set says)"
     )
+
+    @model_validator(mode="after")
+    def _constants_come_together(self) -> "ScoreConfig":
+        if len(self.mean) != len(self.std):
+            raise ValueError("mean, std: give both, with one number for each channel")
+        return self
+
+
+class GenerateConfig(Config):
+    """How the images of a synthetic set are written."""
+
+    format: Literal["imagefolder", "npz", "parquet"] = Field(
+        "imagefolder", description="PNG files in class folders, NumPy arrays, or Hugging Face's"
+    )
+    out: str | None = Field(None, description="new directory (default: SET-images)")
+    device: str = Field("auto", description="auto, cpu, cuda or mps")

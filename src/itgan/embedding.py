@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from itgan import artefacts
+from itgan.artefacts import Checkpoint
 from itgan.configs import CondensationConfig, EvaluationConfig, PoolConfig
 from itgan.data import ImageSet
 from itgan.errors import InputError
@@ -176,11 +177,15 @@ def train_pool(
 
 
 def train_extractor(
-    images: ImageSet, config: EvaluationConfig, seed: int, device: torch.device
+    images: ImageSet,
+    config: EvaluationConfig,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> Network:
     """A network trained on real images, frozen: psi of Eq. 8."""
     network = NetworkSpec.of(config.network, images).build(seed).to(device)
-    train_classifier(network, images, config, seed, label="extractor")
+    train_classifier(network, images, config, seed, "extractor", checkpoint=checkpoint)
     return network.requires_grad_(False).eval()
 
 

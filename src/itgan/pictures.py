@@ -102,7 +102,7 @@ def decode(
                 (h, w), (h0, w0) = picture.shape[:2], pictures[0].shape[:2]
                 raise InputError(
                     f"{name} is {w}x{h} and images before it are {w0}x{h0}; "
-                    "pass image_size to bring all to one size"
+                    "pass image_size, or resize them"
                 )
             pictures.append(picture)
     if all(picture.ndim == 2 for picture in pictures):

@@ -123,7 +123,9 @@ class Experiment:
         config, seed = self.config.inversion.extractor, derive_seed(self.config.seed, "extractor")
 
         def compute(checkpoint: Checkpoint) -> Network:
-            return train_extractor(self.data.train, config, seed, self.generator.device)
+            return train_extractor(
+                self.data.train, config, seed, self.generator.device, checkpoint
+            )
 
         determinants = {
             "config": config.model_dump(),

@@ -9,7 +9,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,15 +70,11 @@ def list_image_folder(root: Path) -> dict[str, dict[str, list[Path]]]:
     folders = _train_and_test(str(root), present) if present else {"": root}
     listing: dict[str, dict[str, list[Path]]] = {}
     for split, folder in folders.items():
-        classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-        listing[split] = {c.name: _image_files(c) for c in classes}
-        empty = next((c for c in classes if not listing[split][c.name]), None)
-        if empty is not None:
-            raise InputError(f"class folder {empty} holds no images; fill or remove it")
+        listing[split] = list_classes(folder)
         least = 1 if split == "test" else 2
-        if len(classes) < least:
+        if len(listing[split]) < least:
             raise InputError(
-                f"{folder} has {len(classes)} class folder(s); it needs {least} or more, "
+                f"{folder} has {len(listing[split])} class folder(s); it needs {least} or more, "
                 "one for each class"
             )
     if "" in listing and all(len(files) < HOLD_OUT for files in listing[""].values()):
@@ -86,6 +82,20 @@ def list_image_folder(root: Path) -> dict[str, dict[str, list[Path]]]:
             f"{root}: no class has {HOLD_OUT} images, of which one would be for testing; "
             "add images, or make train/ and test/ folders"
         )
+    return listing
+
+
+def list_classes(folder: Path) -> dict[str, list[Path]]:
+    """Class -> files, sorted by name, of a folder of class folders.
+
+    Raises:
+        InputError: a class without images.
+    """
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    listing = {c.name: _image_files(c) for c in classes}
+    empty = next((c for c in classes if not listing[c.name]), None)
+    if empty is not None:
+        raise InputError(f"class folder {empty} holds no images; fill or remove it")
     return listing
 
 
@@ -280,10 +290,26 @@ def read_npz(path: Path) -> Splits:
     """
     if not path.is_file():
         raise InputError(f"npz:{path}: there is no such file")
-    schemes = (
-        ("x_train", "y_train", "x_test", "y_test"),
-        ("train_images", "train_labels", "test_images", "test_labels"),
+    arrays = read_arrays(
+        path,
+        (
+            ("x_train", "y_train", "x_test", "y_test"),
+            ("train_images", "train_labels", "test_images", "test_labels"),
+        ),
     )
+    names = [f"{path}, array {key}" for key in arrays]
+    train, train_labels, test, test_labels = arrays.values()
+    train, test = as_pixels(names[0], train), as_pixels(names[2], test)
+    train_labels, test_labels = as_labels(names[1], train_labels), as_labels(names[3], test_labels)
+    return Splits(train, train_labels, test, test_labels, numbered(names[1], train_labels))
+
+
+def read_arrays(path: Path, schemes: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file under the first set of names that it has in full.
+
+    Raises:
+        InputError: a damaged file, or missing arrays.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             present = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -294,16 +320,12 @@ def read_npz(path: Path) -> Splits:
                 f"it has {', '.join(sorted(present))}"
             )
         with np.load(path, allow_pickle=False) as file:
-            arrays = [file[key] for key in keys]
+            return {key: file[key] for key in keys}
     except InputError:
         raise
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is not a whole npz file of plain arrays ({reason})") from error
-    names = [f"{path}, array {key}" for key in keys]
-    train, test = as_pixels(names[0], arrays[0]), as_pixels(names[2], arrays[2])
-    train_labels, test_labels = as_labels(names[1], arrays[1]), as_labels(names[3], arrays[3])
-    return Splits(train, train_labels, test, test_labels, numbered(names[1], train_labels))
 
 
 def read_cifar_binary(path: Path) -> Splits:

@@ -1,27 +1,39 @@
-"""Score a stored synthetic set under the protocol; no generator has to be trained."""
+"""Score a stored set, ours or anyone's, under the protocol; no generator has to be trained."""
 
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from itgan.configs import ScoreConfig
-from itgan.data import load_dataset
+from itgan.data import Dataset, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
+from itgan.foreign import read_set
 from itgan.generators import shipped
 from itgan.latents import check_images
-from itgan.sources import SyntheticSet
+from itgan.sources import PixelSet, SyntheticSet
 
 
-def load_set(path: str) -> SyntheticSet:
+def find_set(path: str) -> Path:
+    """The file of a synthetic set, given by its path or a shipped name.
+
+    Raises:
+        InputError: no such file or name.
+    """
+    names = shipped("synthetic")
+    if not Path(path).exists() and path not in names:
+        raise InputError(f"{path}: no such file, and not a shipped set: {', '.join(names)}")
+    return names.get(path, Path(path))
+
+
+def load_set(path: str, device: torch.device | str = "cpu") -> SyntheticSet:
     """A synthetic set from a file, or a shipped one by name.
 
     Raises:
         InputError: no such file or name, or not a synthetic set.
     """
-    names = shipped("synthetic")
-    if not Path(path).exists() and path not in names:
-        raise InputError(f"{path}: no such file, and not a shipped set: {', '.join(names)}")
-    return SyntheticSet.load(names.get(path, Path(path)))
+    return SyntheticSet.load(find_set(path), device)
 
 
 def score(synthetic: SyntheticSet, config: ScoreConfig) -> list[dict[str, Any]]:
@@ -30,18 +42,39 @@ def score(synthetic: SyntheticSet, config: ScoreConfig) -> list[dict[str, Any]]:
     Raises:
         InputError: the set names no data set, or does not fit the test images.
     """
+    for name in ("mean", "entry", "logits"):
+        if getattr(config, name) != ScoreConfig.model_fields[name].default:
+            raise InputError(f"{name}: for sets of other formats; a synthetic set needs none")
     spec = config.dataset or synthetic.about.get("dataset")
     if not spec:
         raise InputError("score: the set names no data set; give --dataset")
     data = load_dataset(spec)
     check_images(synthetic.generator, data.test)
+    return _score(synthetic, data, config)
+
+
+def score_foreign(path: Path, config: ScoreConfig) -> list[dict[str, Any]]:
+    """Train classifiers on anyone's set (``foreign.read_set``); rows as in ``results.json``.
+
+    Raises:
+        InputError: no data set is named, or the set is unreadable or does not fit it.
+    """
+    if not config.dataset:
+        raise InputError(f"score: {path} names no data set; give --dataset")
+    data = load_dataset(config.dataset)
+    return _score(read_set(path, data, config), data, config)
+
+
+def _score(
+    source: SyntheticSet | PixelSet, data: Dataset, config: ScoreConfig
+) -> list[dict[str, Any]]:
     trials = evaluate(
-        synthetic,
+        source,
         data.test,
         config.evaluation,
         config.network_seeds,
         config.device,
         dataset=data.name,
-        latents_per_class=len(synthetic) // data.num_classes,
+        latents_per_class=len(source) // data.num_classes,
     )
     return summarize(trials)

@@ -248,7 +248,8 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
                 for name, t in tensors.items()
                 if name.startswith("generator.")
             }
-            generator = restore_generator(parts, metadata["conventions"], device)
+            conventions = metadata.get("conventions", {"form": "biggan"})  # once the only form
+            generator = restore_generator(parts, conventions, device)
             bank = LatentBank(
                 tensors["latents"],
                 tensors["labels"].long(),

@@ -6,6 +6,7 @@ image its own parameters. The last step counts.
 """
 
 import functools
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation, siamese
 from itgan.configs import EvaluationConfig
 from itgan.data import ImageSet
@@ -54,6 +56,7 @@ def train_classifier(
     seed: int,
     label: str = "classifier",
     at_update: Callable[[int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> int:
     """Train a network in place, on the device where it is.
 
@@ -64,6 +67,7 @@ def train_classifier(
         seed: of the order of the images and of the augmentations.
         label: what the progress bar says.
         at_update: called with the number of updates done and the batch's loss.
+        checkpoint: where to keep snapshots, to go on after a kill.
 
     Returns:
         The number of updates.
@@ -81,13 +85,15 @@ def train_classifier(
     total = count_updates(config, len(source))
     classify = _choose(config, device)
     network.train()
-    batches = _endless(source, config.batch_size, seed)
+    begun = _restore(network, optimiser, checkpoint)
+    batches = _endless(source, config.batch_size, seed, begun)
     loss = torch.zeros(())
-    for update in track(range(total), label):
+    for update in track(range(begun, total), label):
+        second_half = update >= (total + 1) // 2
         if update == (total + 1) // 2:
             optimiser.state.clear()  # the momentum buffer
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate / 10
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate / 10 if second_half else config.learning_rate
         images, labels = next(batches)
         images, labels = images.to(device), labels.to(device)
         augmentation = draw_augmentation(
@@ -102,16 +108,46 @@ def train_classifier(
         optimiser.step()
         if at_update is not None:
             at_update(update + 1, float(loss.detach()))
+        if checkpoint is not None:
+            checkpoint.offer(update + 1, lambda: _state(network, optimiser))
     if not loss.isfinite():
         raise InputError(f"{label}: the loss became {float(loss.detach())}; lower learning_rate")
     return total
 
 
-def _endless(source: Source, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    epoch = 0
-    while True:
-        yield from source.batches(derive(seed, "order", epoch), batch_size)
-        epoch += 1
+def _endless(
+    source: Source, batch_size: int, seed: int, skip: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Epoch after epoch, from batch number ``skip`` on."""
+    per_epoch = -(-len(source) // batch_size)
+    first, rest = divmod(skip, per_epoch)
+    for epoch in itertools.count(first):
+        batches = source.batches(derive(seed, "order", epoch), batch_size)
+        yield from itertools.islice(batches, rest if epoch == first else 0, None)
+
+
+def _state(network: Network, optimiser: torch.optim.SGD) -> dict[str, Tensor]:
+    """Weights, statistics and momentum: all that the next update depends on."""
+    state = {f"network.{name}": t for name, t in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        if (momentum := optimiser.state[parameter].get("momentum_buffer")) is not None:
+            state[f"momentum.{name}"] = momentum
+    return state
+
+
+def _restore(network: Network, optimiser: torch.optim.SGD, checkpoint: Checkpoint | None) -> int:
+    """Take the newest snapshot up, if there is one; the number of updates done."""
+    found = checkpoint.load() if checkpoint is not None else None
+    if found is None:
+        return 0
+    state, metadata = found
+    weights = {n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")}
+    network.load_state_dict(weights)
+    for name, parameter in network.named_parameters():
+        if f"momentum.{name}" in state:
+            momentum = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])
+            optimiser.state[parameter]["momentum_buffer"] = momentum
+    return metadata["step"]
 
 
 def _logits(network: Network, prepared: Tensor) -> Tensor:
