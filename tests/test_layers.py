@@ -29,7 +29,7 @@ cards charts
 report
 runs
 pipeline
-planning scoring inspection
+planning publishing scoring inspection
 cli
 """
 ORDER = {

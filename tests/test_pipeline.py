@@ -15,7 +15,8 @@ from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
 from itgan.generators import BigGANShape
 from itgan.latents import LatentBank, sample_latents
-from itgan.pipeline import Experiment, compute, publish, tabulate
+from itgan.pipeline import Experiment, compute
+from itgan.publishing import publish, tabulate
 from itgan.runs import Run, with_inputs
 from itgan.sources import SyntheticSet
 
@@ -429,6 +430,23 @@ def test_a_pool_of_snapshots_is_a_cell_that_all_banks_share(experiment, tmp_path
         path.unlink()
     compute(made, Run(tmp_path), "condense")
     assert {p.name: p.read_bytes() for p in (tmp_path / "cells").glob("*.safetensors")} == before
+
+
+def test_banks_are_matched_in_the_pool_within_its_window(experiment, tmp_path, monkeypatch):
+    condense, given = itgan.pipeline.condense, []
+
+    def spy(*args):
+        given.append(args[5])
+        return condense(*args)
+
+    monkeypatch.setattr(itgan.pipeline, "condense", spy)
+    made = experiment(condensation={"pool": {**POOL, "window": (0.0, 0.9)}})
+    compute(made, Run(tmp_path), "condense")
+    (kept,) = (Run(tmp_path).value(cell) for cell in made.pool())
+    assert given[0].window == (0.0, 0.9)
+    assert torch.equal(given[0].accuracies, kept.accuracies)
+    compute(experiment(), Run(tmp_path / "untrained"), "condense")
+    assert given[1] is None  # new untrained networks
 
 
 def test_the_window_of_a_pool_is_no_part_of_it(experiment):

@@ -210,10 +210,10 @@ def _run(arguments: Sequence[str]) -> None:
 def _publish(experiment: "Experiment", run: "Run") -> None:
     from rich.console import Console
 
-    from itgan import pipeline
+    from itgan.publishing import publish
     from itgan.report import differences_table, results_table
 
-    rows, differences, html = pipeline.publish(experiment, run)
+    rows, differences, html = publish(experiment, run)
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(results_table(rows))
     if differences:

@@ -4,10 +4,8 @@ real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
              └──────────────────────────────> sources ────────┴─> trials ─> report
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,31 +13,21 @@ import torch
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.augment import parse_strategy
-from itgan.charts import Curve
 from itgan.condensation import condense
 from itgan.configs import RunConfig, Source
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.devices import pick_device
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
 from itgan.errors import InputError
-from itgan.evaluation import Trial, evaluate, paired_difference, summarize
+from itgan.evaluation import Trial, evaluate
 from itgan.generators import StoredGenerator, load_generator
 from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
 from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
-from itgan.report import Gallery, write_report
-from itgan.runs import Cell, Run, environment
+from itgan.runs import Cell, Run
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
-
-# Differences that a table of these sources is read for.
-COMPARISONS = (
-    ("itgan", "inversion"),
-    ("itgan", "gan"),
-    ("inversion", "gan"),
-    ("itgan", "random"),
-)
 
 
 class Experiment:
@@ -290,117 +278,3 @@ def compute(experiment: Experiment, run: Run, stage: str = "evaluate") -> list[A
     with artefacts.locked(run.path):
         run.open(experiment.config)
         return [run.value(cell) for cell in cells]
-
-
-def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of ``results.json``, and the paired differences between sources."""
-    trials = list(trials)
-    by_source: dict[str, list[Trial]] = {}
-    seeds: dict[str, set[tuple[int, int]]] = {}
-    for trial in trials:
-        by_source.setdefault(trial.source, []).append(trial)
-        seeds.setdefault(trial.source, set()).add((trial.latent_seed, trial.network_seed))
-    differences = [
-        paired_difference(by_source[a], by_source[b])
-        for a, b in COMPARISONS
-        if seeds.get(a, set()) & seeds.get(b, set())
-    ]
-    return summarize(trials), differences
-
-
-def publish(
-    experiment: Experiment, run: Run
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Path]:
-    """Write tables, report and synthetic sets of a run from the cells that are done.
-
-    That is ``trials.jsonl``, ``results.json``, ``report.html``, ``report.md``, and for each
-    condensed bank a file in ``sets/`` with generator and latents.
-
-    Returns:
-        The rows of ``results.json``, the paired differences, and the path of the HTML report.
-
-    Raises:
-        InputError: no classifier has been trained yet.
-    """
-    config = experiment.config
-    trials: list[Trial] = [run.value(cell) for cell in experiment.trials() if run.done(cell)]
-    if not trials:
-        raise InputError(f"{run.path}: no classifier has been trained yet; itgan run first")
-    rows, differences = tabulate(trials)
-    run.write_trials(trials, rows)
-    for latent_seed in config.latent_seeds:
-        if run.done(cell := experiment.condensed(latent_seed)):
-            synthetic = experiment.synthetic(run.value(cell), latent_seed)
-            synthetic.save(run.path / "sets" / f"itgan-{latent_seed}.itgan.safetensors")
-    missing = len(experiment.trials()) - len(trials)
-    scored = "validation" if experiment.data.validation else "test"
-    notes = [
-        f"Accuracy is on {len(experiment.scored_on):,} real {scored} images, after the last "
-        "step of training.",
-        "std is over all trials; the interval is a bootstrap over latent sets, then networks.",
-    ]
-    if missing:
-        notes.append(f"{missing} trials of this run are still to be computed.")
-    html, _ = write_report(
-        run.path,
-        title=f"{config.recipe} on {experiment.data.name}",
-        rows=rows,
-        curves=[*_loss_curves(experiment, run), *_accuracy_curves(trials)],
-        gallery=_gallery(experiment, run),
-        config=config.model_dump(mode="json"),
-        environment=environment(),
-        notes=notes,
-        differences=differences,
-        files=("results.json", "trials.jsonl", "config.json", "environment.json"),
-    )
-    return rows, differences, html
-
-
-def _banks(experiment: Experiment, run: Run, stage: str) -> list[LatentBank]:
-    return [run.value(cell) for cell in experiment.stage(stage) if run.done(cell)]
-
-
-def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
-    curves = []
-    for stage, name, quantity in (
-        ("invert", "Inversion (Eq. 8)", "loss per image"),
-        ("condense", "Condensation (Eq. 11)", "loss"),
-    ):
-        losses = [bank.history["loss"] for bank in _banks(experiment, run, stage)]
-        if losses:
-            series = [([float(x) for x in range(1, len(ys) + 1)], list(ys)) for ys in losses]
-            source = "inversion" if stage == "invert" else "itgan"
-            curves.append(Curve(name, "step", quantity, {source: series}))
-    return curves
-
-
-def _accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
-    series: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for trial in trials:
-        if len(trial.curve) > 1:
-            xs = [point["update"] for point in trial.curve]
-            ys = [100 * point["accuracy"] for point in trial.curve]
-            series.setdefault(trial.source, []).append((xs, ys))
-    return [Curve("Classifiers", "update", "accuracy on real images, %", series)] if series else []
-
-
-def _gallery(experiment: Experiment, run: Run, per_class: int = 8) -> Gallery | None:
-    """Real, inverted and condensed images of the same rows, from the first bank."""
-    seed = experiment.config.latent_seeds[0]
-    rows = experiment.subset(seed)
-    names = experiment.data.class_names
-    members = [rows.class_indices(label)[:per_class] for label in range(len(names))]
-    k = min(len(m) for m in members)
-    if not k:
-        return None
-    picks = torch.stack([m[:k] for m in members])  # classes k
-    stages = {"real": rows.images[picks]}
-    for name, cell in (
-        ("inverted", experiment.inverted(seed)),
-        ("condensed", experiment.condensed(seed)),
-    ):
-        if run.done(cell):
-            bank = run.value(cell).select(picks.flatten())
-            images = experiment.synthetic(bank, seed).materialise().images
-            stages[name] = images.unflatten(0, picks.shape)
-    return Gallery(names, stages)
