@@ -188,10 +188,10 @@ def test_each_source_is_what_its_name_says(finished, experiment, digits):
     inverted, condensed = run.value(made.inverted(0)), run.value(made.condensed(0))
     rows = made.subset(0)
     assert torch.equal(rows.rows, inverted.rows)
-    real, random = made.source("real", 0, None), made.source("random", 0, None)
+    real, random = made.source("real", 0), made.source("random", 0)
     assert torch.equal(real.images, digits.train.images)
     assert torch.equal(random.images, rows.images)
-    gan = made.source("gan", 0, None)
+    gan = made.source("gan", 0)
     start = sample_latents(made.generator, rows, made._seed(0))
     assert torch.equal(gan.bank.latents, start.latents)
     for name, bank in (("inversion", inverted), ("itgan", condensed)):
@@ -199,9 +199,22 @@ def test_each_source_is_what_its_name_says(finished, experiment, digits):
         assert source.name == name
         assert torch.equal(source.bank.latents, bank.latents)
     for name in ("random", "gan", "gan-fresh", "inversion", "itgan"):
-        bank = {"inversion": inverted, "itgan": condensed}.get(name)
-        source = made.source(name, 3, bank)
+        banks = {"inversion": [inverted], "itgan": [condensed]}.get(name, [])
+        source = made.source(name, 3, *banks)
         assert (source.name, len(source), source.latent_seed) == (name, 20, 3)
+
+
+def test_baselines_are_as_many_or_as_many_bytes(finished, experiment):
+    made, run = experiment(), Run(finished)
+    herded = made.source("herding", 0, run.value(made.extractor()))
+    assert (herded.name, herded.labels.bincount().tolist()) == ("herding", [2] * 10)
+    budget = made.synthetic_bytes()
+    for name, variant in (("random-raw", "same-bytes-raw"), ("random-jpeg", "same-bytes-jpeg")):
+        source = made.source(name, 0)
+        assert (source.name, source.variant) == ("random", variant)
+        assert source.nbytes <= budget
+    assert [cell.label for cell in made.needs("dm", 0)] == ["dm bank, latent seed 0"]
+    assert made.needs("random-jpeg", 0) == ()
 
 
 # Resume

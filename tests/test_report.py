@@ -33,7 +33,7 @@ ROWS = [
     ROW,
 ]
 DIFFERENCES = [
-    {"a": "itgan", "b": "gan", "mean": 11.4, "ci95": [9.1, 13.6], "n": 9},
+    {"a": "itgan", "b": "gan", "mean": 11.4, "ci95": [9.1, 13.6], "se": 0.6, "n": 9},
     {"a": "itgan", "b": "real", "mean": -4.9, "ci95": [-5.7, -4.0], "n": 9},
 ]
 CURVES = [
@@ -117,8 +117,8 @@ def test_every_row_stands_in_the_page(tmp_path):
     assert ["real", "97.6 ± 0.8", "", "[97.2, 97.9]", "9", "1", "1,347", "1.50 KiB"] in rows
     assert [row[0] for row in rows[1:5]] == ["real", "random (same-rows)", "gan-fresh", "itgan"]
     assert rows[3][6] == "unlimited"
-    assert ["itgan − gan", "+11.4", "", "[+9.1, +13.6]", "9"] in rows  # noqa: RUF001
-    assert ["itgan − real", "−4.9", "", "[−5.7, −4.0]", "9"] in rows  # noqa: RUF001
+    assert ["itgan − gan", "+11.4", "", "[+9.1, +13.6]", "0.6", "9"] in rows  # noqa: RUF001
+    assert ["itgan − real", "−4.9", "", "[−5.7, −4.0]", "–", "9"] in rows  # noqa: RUF001
     assert ["inversion.steps", "10"] in rows
 
 
@@ -197,7 +197,10 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["report.html", "report.md"]
+    names = ["gallery.png", "report.html", "report.md"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
+    pictures = [(tmp_path / run / "gallery.png").read_bytes() for run in "ab"]
+    assert pictures[0] == pictures[1]
 
 
 def test_curves_have_bands_and_legends(tmp_path):
@@ -250,7 +253,7 @@ def test_markdown(tmp_path):
     assert lines[at + 1] == "| :-- | --: | --: | --: | --: | --: | --: |"
     assert lines[at + 2] == "| real | 97.6 ± 0.8 | [97.2, 97.9] | 9 | 1 | 1,347 | 1.50 KiB |"
     assert lines[at + 3].startswith("| it\\|gan | 92.7 ± 0.8 |")
-    assert "| itgan − gan | +11.4 | [+9.1, +13.6] | 9 |" in lines  # noqa: RUF001
+    assert "| itgan − gan | +11.4 | [+9.1, +13.6] | 0.6 | 9 |" in lines  # noqa: RUF001
     assert "- [results.json](results.json)" in lines
     assert "- a note" in lines
 

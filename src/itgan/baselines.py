@@ -1,4 +1,4 @@
-"""What condensed sets are compared with: real images of the same number or the same bytes.
+"""What condensed sets are compared with: real images, chosen or of equal bytes, and DM.
 
 Bytes of a set of real images are those of its pixels (or of JPEG streams that were really
 encoded, and are decoded again for training) and of its labels.
@@ -6,7 +6,7 @@ encoded, and are decoded again for training) and of its labels.
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,10 +14,15 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from itgan.artefacts import Checkpoint
+from itgan.condensation import condense
+from itgan.configs import CondensationConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
 from itgan.errors import InputError
+from itgan.latents import LatentBank
 from itgan.networks import Network
+from itgan.pictures import to_uint8
 from itgan.randomness import derive
 from itgan.sources import PixelSet
 
@@ -102,6 +107,56 @@ def _jpeg(image: Tensor, quality: int, streamtype: int) -> bytes:
     return buffer.getvalue()
 
 
+class Pixels:
+    """Images as their own latents, in the space that networks see: what DM optimises."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        """Shapes and normalisation constants of ``images``."""
+        self.image_shape, self.num_classes = images.image_shape, images.num_classes
+        self.latent_shape: tuple[int, ...] = images.image_shape
+        self.mean = torch.tensor(images.mean, device=device)[:, None, None]
+        self.std = torch.tensor(images.std, device=device)[:, None, None]
+        self.device = device
+        self.fingerprint = f"pixels {images.mean} {images.std}"
+
+    def __call__(
+        self, latents: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n c h w"]:
+        """Undo the normalisation; not clipped, as published."""
+        return 2 * (latents * self.std + self.mean) - 1
+
+    def latents(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Normalise images in [-1, 1]."""
+        return ((images + 1) / 2 - self.mean.cpu()) / self.std.cpu()
+
+
+def distribution_matching(
+    start: ImageSet,
+    real: ImageSet,
+    config: CondensationConfig,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Checkpoint | None = None,
+) -> LatentBank:
+    """DM: condense pixels instead of latents, from real images.
+
+    As published: SGD with momentum 0.5 on normalised pixels, learning rate 1 (10 from 100 images
+    per class on), 256 real images per class, a new untrained network at every step, 20,000 steps.
+
+    Returns:
+        A bank whose latents are normalised images; ``pixel_set`` makes them a source.
+    """
+    pixels = Pixels(real, torch.device(device))
+    bank = LatentBank(pixels.latents(start.floats()), start.labels, start.rows, "random")
+    return condense(pixels, bank, real, config, seed, checkpoint=checkpoint)
+
+
+def pixel_set(bank: LatentBank, real: ImageSet, latent_seed: int = 0) -> PixelSet:
+    """The images of ``distribution_matching``, clipped to [-1, 1] and rounded to 8 bits."""
+    images = Pixels(real, torch.device("cpu"))(bank.latents, bank.labels)
+    return PixelSet(to_uint8(images.clamp(-1, 1)), bank.labels, "dm", "", latent_seed)
+
+
 def herding_order(features: Float[Tensor, "n d"], count: int) -> Int[Tensor, " count"]:
     """Greedy herding: each row brings the mean of the chosen ones closest to the mean of all.
 
@@ -126,23 +181,34 @@ def herding_order(features: Float[Tensor, "n d"], count: int) -> Int[Tensor, " c
 
 @torch.no_grad()
 def herding(
-    images: ImageSet, per_class: int, network: Network, precision: str = "auto"
+    images: ImageSet,
+    per_class: Sequence[int],
+    network: Network,
+    latent_seed: int = 0,
+    precision: str = "auto",
 ) -> PixelSet:
     """Real images whose features in a trained network best follow the mean of their class.
+
+    Args:
+        images: to choose from.
+        per_class: how many of each class.
+        network: gives the features.
+        latent_seed: of the bank that the set stands beside.
+        precision: of the features.
 
     Raises:
         InputError: a class has fewer images than wanted.
     """
     device = next(network.parameters()).device
     picks = []
-    for label in range(images.num_classes):
+    for label, count in enumerate(per_class):
         members = images.class_indices(label)
-        if len(members) < per_class:
-            raise InputError(f"herding: class {label} has {len(members)} images, not {per_class}")
+        if len(members) < count:
+            raise InputError(f"herding: class {label} has {len(members)} images, not {count}")
         features = []
         for chunk in members.split(500):
             with autocast(device, precision):
                 features.append(network.embed(images.floats(chunk).to(device)).float().cpu())
-        picks.append(members[herding_order(torch.cat(features), per_class)])
+        picks.append(members[herding_order(torch.cat(features), count)])
     chosen = images.select(torch.cat(picks))
-    return PixelSet(chosen.images, chosen.labels, "herding")
+    return PixelSet(chosen.images, chosen.labels, "herding", "", latent_seed)

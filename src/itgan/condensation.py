@@ -28,7 +28,7 @@ from itgan.devices import autocast
 from itgan.embedding import Pool, make_pool
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator
-from itgan.latents import LatentAdam, LatentBank, check_fits, deal
+from itgan.latents import LatentAdam, LatentBank, LatentSGD, check_fits, deal
 from itgan.matching import Discrepancy
 from itgan.networks import Network, couples_images
 from itgan.progress import track
@@ -188,12 +188,12 @@ def condense(
                 "data set has no images of it"
             )
     partners = _partners(bank, real) if config.lambda_reg > 0 else None
-    adam = LatentAdam(bank.latents.clone().to(device), config.learning_rate)
+    optimiser = _optimiser(bank.latents.clone().to(device), config)
     names = ("loss", "matching", "regulariser", "norm")
     curves = torch.zeros(len(names), config.steps, dtype=torch.float64)
     begun = 0
     if checkpoint is not None and (found := checkpoint.load()) is not None:
-        adam.restore(found[0])
+        optimiser.restore(found[0])
         curves, begun = found[0]["curves"], found[1]["step"]
 
     discrepancy = matching.DISCREPANCIES[config.matching]()
@@ -221,19 +221,19 @@ def condense(
                 discrepancy,
             )
             positions = rows.to(device)
-            gradient, l_con, r = latent_gradient(problem, adam.latents[positions])
-            adam.step(positions, gradient)
+            gradient, l_con, r = latent_gradient(problem, optimiser.latents[positions])
+            optimiser.step(positions, gradient)
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
             curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)
         curves[:3, step] /= len({where[0] for where, _ in shards})
-        curves[3, step] = adam.latents.flatten(1).norm(dim=1).mean()
+        curves[3, step] = optimiser.latents.flatten(1).norm(dim=1).mean()
         if checkpoint is not None:
-            checkpoint.offer(step + 1, lambda: {**adam.state(), "curves": curves})
+            checkpoint.offer(step + 1, lambda: {**optimiser.state(), "curves": curves})
     history = dict(zip(names, curves.tolist(), strict=True))
     if partners is None:
         del history["regulariser"]
     return LatentBank(
-        adam.latents.cpu(),
+        optimiser.latents.cpu(),
         bank.labels.clone(),
         bank.rows.clone(),
         "condensed",
@@ -245,6 +245,12 @@ def condense(
             "start": bank.stage,
         },
     )
+
+
+def _optimiser(latents: Tensor, config: CondensationConfig) -> LatentAdam | LatentSGD:
+    if config.optimiser == "sgd":
+        return LatentSGD(latents, config.learning_rate, config.momentum)
+    return LatentAdam(latents, config.learning_rate)
 
 
 def _shards(

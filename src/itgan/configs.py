@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
-Source = Literal["real", "random", "gan", "gan-fresh", "inversion", "itgan"]
+Source = Literal[
+    "real",
+    "random",
+    "random-raw",
+    "random-jpeg",
+    "herding",
+    "dm",
+    "gan",
+    "gan-fresh",
+    "inversion",
+    "itgan",
+]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -97,6 +108,8 @@ class CondensationConfig(Config):
     learning_rate: Rate = Field(
         0.01, description="Adam's learning rate on the latents (paper: 0.001)"
     )
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="how latents descend")
+    momentum: Share = Field(0.5, description="momentum of sgd")
     shard_per_class: Count | None = Field(
         None, description="latents of a class that are matched together (default: the whole class)"
     )
@@ -197,6 +210,10 @@ class RunConfig(Config):
     inversion: InversionConfig = Field(InversionConfig(), description="real images to latents")
     condensation: CondensationConfig = Field(
         CondensationConfig(), description="latents to informative latents"
+    )
+    dm: CondensationConfig = Field(
+        CondensationConfig(optimiser="sgd", learning_rate=1.0),
+        description="distribution matching in pixels, the baseline dm (paper: 20000 steps)",
     )
     evaluation: EvaluationConfig = Field(
         EvaluationConfig(), description="training of the classifiers that are scored"

@@ -240,6 +240,34 @@ class LatentAdam:
             tensor.copy_(state[name])
 
 
+class LatentSGD:
+    """SGD with momentum, with the interface of ``LatentAdam``; velocities belong to rows."""
+
+    def __init__(
+        self, latents: Float[Tensor, "n ..."], learning_rate: float, momentum: float
+    ) -> None:
+        """Optimise ``latents`` in place."""
+        self.latents = latents
+        self.learning_rate, self.momentum = learning_rate, momentum
+        self.velocity = torch.zeros_like(latents)
+
+    @torch.no_grad()
+    def step(self, rows: Int[Tensor, " k"], gradient: Float[Tensor, "k ..."]) -> None:
+        """One step for the latents at these positions."""
+        velocity = self.momentum * self.velocity[rows] + gradient
+        self.velocity[rows] = velocity
+        self.latents[rows] -= self.learning_rate * velocity
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a later step depends on."""
+        return {"latents": self.latents, "velocity": self.velocity}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Copy a ``state`` back."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
 def _weight(beta: float, age: Tensor) -> Tensor:
     """1 - beta^age, Adam's correction of a young average; fp32 would cancel near beta = 1."""
     return -torch.expm1(age * math.log(beta)) if beta else torch.ones_like(age)

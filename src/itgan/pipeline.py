@@ -13,6 +13,13 @@ import torch
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.augment import parse_strategy
+from itgan.baselines import (
+    distribution_matching,
+    herding,
+    pixel_set,
+    same_bytes_jpeg,
+    same_bytes_raw,
+)
 from itgan.condensation import condense
 from itgan.configs import RunConfig, Source
 from itgan.data import Dataset, ImageSet, load_dataset
@@ -28,6 +35,9 @@ from itgan.randomness import derive, derive_seed
 from itgan.runs import Cell, Run
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
+
+# Sources that no generator has a part in.
+UNGENERATED = ("real", "random", "herding", "dm")
 
 
 class Experiment:
@@ -177,14 +187,35 @@ class Experiment:
         inputs = (self.inverted(latent_seed), *self.pool())
         return Cell("bank", label, determinants, inputs, compute)
 
-    def bank_cell(self, source: str, latent_seed: int) -> tuple[Cell, ...]:
-        """The bank that a source is made from, where it has one."""
-        if source == "inversion":
-            return (self.inverted(latent_seed),)
-        return (self.condensed(latent_seed),) if source == "itgan" else ()
+    def dm(self, latent_seed: int) -> Cell:
+        """Distribution matching in pixels, from the rows of one bank."""
+        config, seed = self.config.dm, self._seed(latent_seed)
+        rows = self.subset(latent_seed)
 
-    def source(self, name: Source, latent_seed: int, bank: LatentBank | None) -> TrainingSource:
-        """What classifiers are trained on."""
+        def compute(checkpoint: Checkpoint) -> LatentBank:
+            device = pick_device(self.config.device)
+            return distribution_matching(rows, self.data.train, config, seed, device, checkpoint)
+
+        determinants = {
+            "config": config.model_dump(),
+            "images": rows.fingerprint,
+            "real": self.data.train.fingerprint,
+            "seed": seed,
+        }
+        return Cell("bank", f"dm bank, latent seed {latent_seed}", determinants, (), compute)
+
+    def needs(self, source: Source, latent_seed: int) -> tuple[Cell, ...]:
+        """The cells that a source is made from."""
+        makers = {
+            "inversion": self.inverted,
+            "itgan": self.condensed,
+            "dm": self.dm,
+            "herding": lambda _: self.extractor(),
+        }
+        return (makers[source](latent_seed),) if source in makers else ()
+
+    def source(self, name: Source, latent_seed: int, *made: Any) -> TrainingSource:  # noqa: ANN401
+        """What classifiers are trained on, from the values of the cells that it ``needs``."""
         train = self.data.train
         if name == "real":
             return PixelSet(train.images, train.labels, "real")
@@ -193,8 +224,17 @@ class Experiment:
             return PixelSet(rows.images, rows.labels, "random", "same-rows", latent_seed)
         if name == "gan-fresh":
             return FreshSamples(self.generator, rows.labels, latent_seed)
-        bank = bank or sample_latents(self.generator, rows, self._seed(latent_seed))
-        return self.synthetic(bank, latent_seed)
+        if name == "herding":
+            counts = rows.labels.bincount(minlength=train.num_classes).tolist()
+            return herding(train, counts, made[0].to(self.generator.device), latent_seed)
+        if name == "dm":
+            return pixel_set(made[0], train, latent_seed)
+        bank = made[0] if made else sample_latents(self.generator, rows, self._seed(latent_seed))
+        synthetic = self.synthetic(bank, latent_seed)
+        if name in ("random-raw", "random-jpeg"):
+            same_bytes = same_bytes_raw if name == "random-raw" else same_bytes_jpeg
+            return same_bytes(train, synthetic.nbytes, latent_seed)
+        return synthetic
 
     def synthetic(self, bank: LatentBank, latent_seed: int) -> SyntheticSet:
         """Generator and bank, with what a reader must know of the data."""
@@ -219,10 +259,9 @@ class Experiment:
         config = self.config.evaluation
         per_class = self.config.latents_per_class
 
-        def compute(*banks: LatentBank, checkpoint: Checkpoint) -> Trial:
-            made = self.source(source, latent_seed, banks[0] if banks else None)
+        def compute(*made: Any, checkpoint: Checkpoint) -> Trial:  # noqa: ANN401
             return evaluate(
-                made,
+                self.source(source, latent_seed, *made),
                 self.scored_on,
                 config,
                 [network_seed],
@@ -234,10 +273,9 @@ class Experiment:
         determinants = {
             "source": source,
             "config": config.model_dump(),
-            "generator": None if source in ("real", "random") else self.generator.fingerprint,
-            "train": self.data.train.fingerprint
-            if source == "real"
-            else self.subset(latent_seed).fingerprint,
+            "generator": None if source in UNGENERATED else self.generator.fingerprint,
+            "train": self.data.train.fingerprint,
+            "rows": None if source == "real" else self.subset(latent_seed).fingerprint,
             "scored_on": self.scored_on.fingerprint,
             "dataset": self.data.name,
             "latents_per_class": per_class,
@@ -245,7 +283,7 @@ class Experiment:
             "network_seed": network_seed,
         }
         label = f"trial of {source}, latent seed {latent_seed}, network seed {network_seed}"
-        return Cell("trial", label, determinants, self.bank_cell(source, latent_seed), compute)
+        return Cell("trial", label, determinants, self.needs(source, latent_seed), compute)
 
     def trials(self) -> list[Cell]:
         """Every classifier of the experiment; the whole training set has no latent seeds."""

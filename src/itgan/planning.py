@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from itgan.baselines import distribution_matching
 from itgan.condensation import condense
 from itgan.configs import EvaluationConfig
 from itgan.embedding import RandomPool
@@ -21,12 +22,14 @@ def plan(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
     """For each stage: cells done and to do, generated images, seconds from a few real steps."""
     cells = with_inputs(experiment.trials())
     stages: dict[str, list[Cell]] = {
-        stage: [] for stage in ("extractor", "inverted", "pool", "condensed", "trial")
+        stage: [] for stage in ("extractor", "inverted", "pool", "condensed", "dm", "trial")
     }
     for cell in cells:
         stages[cell.label.split()[0]].append(cell)
     rows = []
     for stage, members in stages.items():
+        if not members:
+            continue
         missing = [cell for cell in members if not run.done(cell)]
         images, seconds = _cost(experiment, stage, missing)
         rows.append(
@@ -71,6 +74,16 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
         batches = -(-len(rows) // settings.batch_size)
         images = len(rows) * settings.steps
         return images * len(missing), per_step * settings.steps * batches * len(missing)
+    if stage == "dm":
+        per_step = _per_step(
+            lambda steps: distribution_matching(
+                rows,
+                experiment.data.train,
+                config.dm.model_copy(update={"steps": steps}),
+                device=experiment.generator.device,
+            )
+        )
+        return 0, per_step * config.dm.steps * len(missing)
     if stage == "condensed":
         bank = sample_latents(experiment.generator, rows)
         per_step = _per_step(

@@ -29,6 +29,8 @@ def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[s
     by_source: dict[str, list[Trial]] = {}
     seeds: dict[str, set[tuple[int, int]]] = {}
     for trial in trials:
+        if trial.variant not in ("", "same-rows"):
+            continue
         by_source.setdefault(trial.source, []).append(trial)
         seeds.setdefault(trial.source, set()).add((trial.latent_seed, trial.network_seed))
     differences = [

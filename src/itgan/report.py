@@ -111,7 +111,7 @@ def write_report(
     html, markdown = out / "report.html", out / "report.md"
     write_bytes(html, page.encode())
     write_bytes(markdown, _markdown(title, rows, differences, notes, files).encode())
-    if gallery is not None and gallery.stages:
+    if gallery is not None and any(images.numel() for images in gallery.stages.values()):
         buffer = io.BytesIO()
         gallery_picture(gallery).save(buffer, "PNG", optimize=True)
         write_bytes(out / "gallery.png", buffer.getvalue())
@@ -185,7 +185,7 @@ def _accuracy(row: Row) -> str:
 
 
 def _interval(row: Row, sign: str = "") -> str:
-    bounds = row["ci95"]
+    bounds = row["ci95"] if row["n"] > 1 else None  # one trial has no spread to tell of
     return f"[{_points(bounds[0], sign)}, {_points(bounds[1], sign)}]" if bounds else NOTHING
 
 
