@@ -489,3 +489,21 @@ def test_an_interrupted_process_says_how_to_go_on(file, tmp_path):
     assert process.returncode == 130, said
     assert said[-1] == f"itgan: interrupted; to go on: itgan {' '.join(arguments)}\n"
     assert len(list((tmp_path / "run" / "cells").glob("extractor-*"))) == 1
+
+
+def test_the_directory_of_a_run_stands_for_its_recipe(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = "--latents-per-class 2 --latent-seeds 0 --network-seeds 0 --sources random gan"
+    flags += " --evaluation.updates 2 --evaluation.curve-points 0"
+    assert main(["run", "digits", "--out", str(out), *flags.split()]) == 0
+    before = (out / "results.json").read_bytes()
+    (out / "results.json").unlink()
+    assert main(["report", str(out)]) == 0
+    assert main(["run", str(out)]) == 0
+    assert (out / "results.json").read_bytes() == before
+    capsys.readouterr()
+    assert main(["report", str(out), "--evaluation.updates", "3"]) == 2
+    assert "evaluation.updates (2 there, 3 here)" in capsys.readouterr().err
+    (out / "config.json").write_text('{"bogus": 1}')
+    assert main(["run", str(out)]) == 2
+    assert "config.json: not a configuration" in capsys.readouterr().err

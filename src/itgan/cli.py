@@ -134,10 +134,15 @@ def _one_line(box: str) -> str:
 
 
 def _recipe(arguments: Sequence[str], command: str) -> "RunConfig":
-    """The config of `itgan COMMAND RECIPE --flags`."""
+    """The config of `itgan COMMAND RECIPE --flags`; a run's directory stands for its recipe."""
     from itgan.configs import RunConfig
     from itgan.recipes import RECIPES
 
+    if arguments and (Path(arguments[0]) / "config.json").is_file():
+        from itgan.runs import Run
+
+        kept = Run(Path(arguments[0])).config()
+        return _parse(RunConfig, arguments[1:], f"itgan {command} {arguments[0]}", kept)
     config = _preset(RECIPES, RunConfig, arguments, command, "recipe")
     return config if config.out else config.model_copy(update={"out": f"runs/{config.recipe}"})
 
@@ -236,9 +241,12 @@ def _stage(name: str, doc: str) -> Callable[[Sequence[str]], None]:
 
 
 def _report(arguments: Sequence[str]) -> None:
-    """Write the tables and report.html of a run from what is computed."""
+    """Write the tables and report.html of a run (a recipe, or its directory)."""
     config = _recipe(arguments, "report")
-    _publish(*_open(config))
+    experiment, run = _open(config)
+    if run.exists():
+        run.open(config)
+    _publish(experiment, run)
 
 
 def _pretrain(arguments: Sequence[str]) -> None:
@@ -281,7 +289,10 @@ def _score(arguments: Sequence[str]) -> None:
         rows = score_foreign(path, _parse(ScoreConfig, arguments[1:], prog, ScoreConfig()))
     else:
         synthetic = load_set(arguments[0])
-        default = ScoreConfig(evaluation=synthetic.about.get("evaluation", {}))
+        try:
+            default = ScoreConfig(evaluation=synthetic.about.get("evaluation", {}))
+        except ValueError:  # written by an itgan with other options
+            default = ScoreConfig()
         rows = score(synthetic, _parse(ScoreConfig, arguments[1:], prog, default))
     Console(width=None if sys.stdout.isatty() else 110).print(results_table(rows))
 

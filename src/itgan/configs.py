@@ -98,6 +98,13 @@ class PoolConfig(Config):
         EvaluationConfig(epochs=20), description="how the networks are trained"
     )
 
+    @model_validator(mode="after")
+    def _window_opens(self) -> "PoolConfig":
+        low, high = self.window
+        if low > high:
+            raise ValueError(f"pool.window: {low:g} is above {high:g}; give the lower bound first")
+        return self
+
 
 class CondensationConfig(Config):
     """How latents are made informative (Eq. 9-11), by Adam."""

@@ -68,6 +68,7 @@ def invert(
         extractor = train_extractor(
             images, config.extractor, derive_seed(seed, "extractor"), device
         )
+    extractor = extractor.eval()  # no image may change another's features
     latents = initial_latents(generator.latent_shape, images.rows, seed).to(device)
     adam = LatentAdam(latents, config.learning_rate)
     curves = torch.zeros(4, config.steps, dtype=torch.float64)

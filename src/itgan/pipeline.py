@@ -83,6 +83,7 @@ class Experiment:
             ("inversion.extractor", config.inversion.extractor),
             ("condensation", config.condensation),
             ("condensation.pool.training", config.condensation.pool.training),
+            ("dm", config.dm),
             ("evaluation", config.evaluation),
         ):
             try:

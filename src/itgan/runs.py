@@ -103,6 +103,24 @@ class Run:
         self.path = path
         self._values: dict[str, Any] = {}
 
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "config.json").exists()
+
+    def config(self) -> RunConfig:
+        """The configuration that the run was begun with.
+
+        Raises:
+            InputError: the file is damaged, or written by another version of itgan.
+        """
+        target = self.path / "config.json"
+        try:
+            return RunConfig.model_validate({**artefacts.read_json(target), "out": str(self.path)})
+        except (ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{target}: not a configuration of this itgan") from error
+
     def open(self, config: RunConfig) -> None:
         """Claim the directory for a configuration.
 
