@@ -399,3 +399,15 @@ def test_latents_drawn_for_other_rows_are_other_sets(generator, images):
         for s in (0, 1)
     ]
     assert found[0][0].accuracy != found[1][0].accuracy
+
+
+def test_misfits_are_refused_before_training(digits, images):
+    config = EvaluationConfig(updates=1)
+    wrong = PixelSet(images.images, torch.full((len(images),), 12))
+    with pytest.raises(InputError, match="labels of 13 classes, the test images have 10"):
+        evaluate(wrong, digits.test, config, [0])
+    small = PixelSet(images.images[..., :6], images.labels)
+    with pytest.raises(InputError, match="images of shape"):
+        evaluate(small, digits.test, config, [0])
+    with pytest.raises(InputError, match="names a network twice"):
+        evaluate(images, digits.test, config, [0, 0])

@@ -135,7 +135,7 @@ def test_results_json_has_a_row_for_each_source(finished, digits):
         ("random", "gan", "inversion", "itgan"), 20
     )
     assert by_source["random"]["variant"] == "same-rows"
-    assert by_source["random"]["bytes"] == 20 * (64 + 8)
+    assert by_source["random"]["bytes"] == 20 * (64 + 1)
     assert by_source["itgan"]["bytes"] == by_source["gan"]["bytes"]
     assert all(0 <= row["mean"] <= 100 for row in rows)
 
@@ -202,6 +202,19 @@ def test_each_source_is_what_its_name_says(finished, experiment, digits):
         banks = {"inversion": [inverted], "itgan": [condensed]}.get(name, [])
         source = made.source(name, 3, *banks)
         assert (source.name, len(source), source.latent_seed) == (name, 20, 3)
+
+
+def test_sources_that_would_be_the_same_images_count_as_one_set(experiment):
+    names = ("real", "herding", "random", "random-raw", "gan", "dm")
+    made = experiment(sources=names, latent_seeds=(0, 1))
+    sets = {source: made.latent_seeds(source) for source in made.config.sources}
+    every = made.config.latent_seeds
+    assert len(every) > 1
+    fits = len(made.source("random-raw", 0)) == len(made.data.train)
+    one = ("real", "herding", "random-raw") if fits else ("real", "herding")
+    assert sets == {s: every[:1] if s in one else every for s in sets}
+    whole = experiment(sources=("random",), latents_per_class=None, latent_seeds=(0, 1))
+    assert whole.latent_seeds("random") == every[:1]
 
 
 def test_baselines_are_as_many_or_as_many_bytes(finished, experiment):

@@ -10,6 +10,7 @@ from itgan import artefacts
 from itgan.errors import InputError
 from itgan.generators import BigGANShape, FrozenGenerator
 from itgan.latents import LatentBank
+from itgan.pictures import to_uint8
 from itgan.randomness import derive
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet, _pack, _unpack
 
@@ -280,7 +281,7 @@ def test_pixels_and_labels_that_do_not_fit(pixels, labels, message):
 
 
 def test_bytes_of_a_pixel_set():
-    assert PixelSet(PIXELS, HARD).nbytes == 3 * 4 + 3 * 8
+    assert PixelSet(PIXELS, HARD).nbytes == 3 * 4 + 3  # a class number takes one byte
     assert PixelSet(PIXELS.float(), torch.eye(3)).nbytes == 4 * 12 + 4 * 9
     assert PixelSet(PIXELS, HARD, nbytes=7).nbytes == 7
 
@@ -309,7 +310,17 @@ def test_fresh_samples_are_the_generator_s_for_their_labels(generator):
     for (latents, labels, made), (images, yielded) in zip(seen, batches, strict=True):
         assert latents.shape == (len(yielded), 8)
         assert torch.equal(labels, yielded)
-        assert torch.equal(images, made)
+        assert torch.equal(images, to_uint8(made).float() / 127.5 - 1)  # 8 bits, as all sources
+
+
+def test_fresh_samples_of_other_latent_seeds_are_others(generator):
+    def epoch(latent_seed, order):
+        source = FreshSamples(generator, torch.arange(20) % 10, latent_seed)
+        return torch.cat([images for images, _ in source.batches(derive(order), 20)])
+
+    assert torch.equal(epoch(0, 0), epoch(0, 0))
+    assert not torch.equal(epoch(0, 0), epoch(1, 0))
+    assert not torch.equal(epoch(0, 0), epoch(0, 1))
 
 
 def test_bytes_of_fresh_samples_are_the_generator_s(generator):

@@ -110,7 +110,7 @@ class CondensationConfig(Config):
     """How latents are made informative (Eq. 9-11), by Adam."""
 
     steps: Count = Field(
-        300, description="passes over the bank, one Adam step for each latent (paper: 5000)"
+        300, description="passes over the bank, one step for each latent (paper: 5000)"
     )
     learning_rate: Rate = Field(
         0.01, description="Adam's learning rate on the latents (paper: 0.001)"
@@ -196,7 +196,7 @@ class RunConfig(Config):
     )
     generator: str = Field("biggan-digits", description="a shipped generator's name, or a file")
     latents_per_class: Count | None = Field(
-        10, description="size of the bank; none takes every training image"
+        10, description="size of the bank; None takes every training image"
     )
     sources: tuple[Source, ...] = Field(
         ("real", "random", "gan", "gan-fresh", "inversion", "itgan"),

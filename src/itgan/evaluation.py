@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from itgan.configs import EvaluationConfig
 from itgan.data import ImageSet
 from itgan.devices import pick_device
+from itgan.errors import InputError
 from itgan.networks import build_network
 from itgan.randomness import derive_seed
 from itgan.sources import SyntheticSet
@@ -73,13 +75,38 @@ def evaluate(
         device: where to train.
         dataset: name for the trials.
         latents_per_class: size of the bank, for the trials.
+
+    Raises:
+        InputError: a seed appears twice, or images or labels of the source are not like those of
+            ``test``.
     """
     config = config or EvaluationConfig()
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds: {list(seeds)} names a network twice; give each seed once")
+    _check_source(source, test)
     if isinstance(source, SyntheticSet):
         source = source.materialise()
     return [
         _trial(source, test, config, seed, device, dataset, latents_per_class) for seed in seeds
     ]
+
+
+def _check_source(source: Source, test: ImageSet) -> None:
+    """Refuse a source whose labels or images, where it tells them, do not fit the test images."""
+    labels = getattr(source, "labels", None)
+    if isinstance(labels, Tensor) and len(labels):
+        top = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+        if top > test.num_classes or (labels.ndim == 2 and top != test.num_classes):
+            raise InputError(
+                f"{source.name}: has labels of {top} classes, the test images have "
+                f"{test.num_classes}"
+            )
+    images = getattr(source, "images", None)
+    if isinstance(images, Tensor) and tuple(images.shape[1:]) != test.image_shape:
+        raise InputError(
+            f"{source.name}: images of shape {tuple(images.shape[1:])}, the test images have "
+            f"{test.image_shape}"
+        )
 
 
 def _trial(
@@ -132,7 +159,11 @@ def _trial(
 
 
 def _bootstrap(groups: Mapping[int, Sequence[float]]) -> list[float]:
-    """95 % interval of the mean: resample latent sets, then the networks within each."""
+    """Bootstrap interval of the mean: resample latent sets, then the networks within each.
+
+    With few sets it is narrower than its nominal 95 %: of simulated experiments of 3 sets x 3
+    networks it covers the true mean in about 8 of 10.
+    """
     rng = np.random.default_rng(0)
     sets = [np.asarray(values) for values in groups.values()]
     total, weight = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
@@ -183,16 +214,16 @@ def _rank(row: Mapping[str, Any]) -> tuple[str, str, int, int]:
 
 
 def paired_difference(a: Iterable[Trial], b: Iterable[Trial]) -> dict[str, Any]:
-    """Mean difference a - b in percentage points over trials with the same two seeds.
+    """Mean difference a - b in percentage points over trials of the same network and seeds.
 
     The interval is a bootstrap over latent sets, then networks; ``se`` is the standard error over
     latent sets (None for a single set).
     """
     left, right = list(a), list(b)
-    other = {(t.latent_seed, t.network_seed): t.accuracy for t in right}
+    other = {(t.network, t.latent_seed, t.network_seed): t.accuracy for t in right}
     groups: dict[int, list[float]] = {}
     for trial in left:
-        pair = (trial.latent_seed, trial.network_seed)
+        pair = (trial.network, trial.latent_seed, trial.network_seed)
         if pair in other:
             groups.setdefault(trial.latent_seed, []).append(100 * (trial.accuracy - other[pair]))
     if not groups:

@@ -159,12 +159,21 @@ def check_fits(generator: ConditionalGenerator, bank: LatentBank, images: ImageS
     Raises:
         InputError: names what differs.
     """
+    check_bank(generator, bank)
+    check_images(generator, images)
+
+
+def check_bank(generator: ConditionalGenerator, bank: LatentBank) -> None:
+    """Refuse latents or labels that the generator cannot take.
+
+    Raises:
+        InputError: names what differs.
+    """
     if tuple(bank.latents.shape[1:]) != tuple(generator.latent_shape):
         raise InputError(
             f"latent bank: latents of shape {tuple(bank.latents.shape[1:])}, but the generator "
             f"takes {tuple(generator.latent_shape)}; use the generator that the bank was made with"
         )
-    check_images(generator, images)
     outside = (bank.labels < 0) | (bank.labels >= generator.num_classes)
     if outside.any():
         raise InputError(

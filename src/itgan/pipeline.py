@@ -108,7 +108,7 @@ class Experiment:
             if len(members) < wanted:
                 raise InputError(
                     f"latents_per_class={wanted}: class {train.class_names[label]!r} has only "
-                    f"{len(members)} training images; give at most that, or none for all"
+                    f"{len(members)} training images; give at most that, or None for all"
                 )
             rng = derive(self.config.seed, "rows", label, latent_seed)
             picks.append(members[torch.randperm(len(members), generator=rng)[:wanted]])
@@ -286,17 +286,29 @@ class Experiment:
         label = f"trial of {source}, latent seed {latent_seed}, network seed {network_seed}"
         return Cell("trial", label, determinants, self.needs(source, latent_seed), compute)
 
-    def trials(self) -> list[Cell]:
-        """Every classifier of the experiment; the whole training set has no latent seeds."""
+    def latent_seeds(self, source: Source) -> tuple[int, ...]:
+        """The sets of a source: one where all would be the same images."""
         config = self.config
+        repeated = source in ("real", "herding")
+        if source == "random":
+            repeated = config.latents_per_class is None
+        if source in ("random-raw", "random-jpeg"):  # all images may fit into the bytes
+            made = self.source(source, config.latent_seeds[0])
+            repeated = len(made) == len(self.data.train)
+        return config.latent_seeds[:1] if repeated else config.latent_seeds
+
+    @cached_property
+    def _trials(self) -> list[Cell]:
         return [
             self.trial(source, latent_seed, network_seed)
-            for source in config.sources
-            for latent_seed in (
-                config.latent_seeds[:1] if source == "real" else config.latent_seeds
-            )
-            for network_seed in config.network_seeds
+            for source in self.config.sources
+            for latent_seed in self.latent_seeds(source)
+            for network_seed in self.config.network_seeds
         ]
+
+    def trials(self) -> list[Cell]:
+        """Every classifier of the experiment."""
+        return self._trials
 
     def stage(self, name: str) -> list[Cell]:
         """The cells of one stage: ``embed``, ``invert``, ``condense`` or ``evaluate``."""

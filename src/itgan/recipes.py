@@ -48,6 +48,9 @@ def cifar10_smoke() -> RunConfig:
             extractor=EvaluationConfig(updates=300, precision="bf16", compile=True),
         ),
         condensation=CondensationConfig(steps=100, real_per_class=64, precision="bf16"),
+        dm=CondensationConfig(
+            optimiser="sgd", learning_rate=1.0, steps=100, real_per_class=64, precision="bf16"
+        ),
         evaluation=EvaluationConfig(updates=150, precision="bf16", compile=True),
     )
 

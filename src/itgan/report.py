@@ -44,8 +44,8 @@ SOURCES = {
 }
 ABOUT = (
     "How much does a training set teach? Classifiers were trained from scratch on each set alone "
-    "and then scored on real test images. What itgan adds is a set that a frozen generator makes "
-    "from a few stored latents, tuned to be learnt from rather than to look real."
+    "and then scored on real images held out. What itgan adds is a set that a frozen generator "
+    "makes from a few stored latents, tuned to be learnt from rather than to look real."
 )
 
 NOTHING = "\N{EN DASH}"

@@ -130,8 +130,8 @@ class Run:
         target = self.path / "config.json"
         fresh = config.model_dump(mode="json", exclude={"out", "device"})
         if target.exists():
-            kept = artefacts.read_json(target)
-            kept = {name: value for name, value in kept.items() if name in fresh}
+            # Through the config, so that fields added since then have their defaults.
+            kept = self.config().model_dump(mode="json", exclude={"out", "device"})
             if kept != fresh:
                 fields = ", ".join(_differences(kept, fresh))
                 raise InputError(

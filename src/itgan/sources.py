@@ -16,8 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 from itgan import artefacts
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator, StoredGenerator, restore_generator
-from itgan.latents import LatentBank
+from itgan.latents import LatentBank, check_bank
 from itgan.pictures import to_png, to_uint8
+from itgan.randomness import derive
 
 if TYPE_CHECKING:
     import datasets
@@ -77,8 +78,9 @@ class PixelSet:
             raise InputError("pixel set: labels must not be negative or NaN")
         self.images, self.labels = images, labels
         self.name, self.variant, self.latent_seed = name, variant, latent_seed
-        own = images.numel() * images.element_size() + labels.numel() * labels.element_size()
-        self.nbytes = own if nbytes is None else nbytes
+        if nbytes is None:
+            nbytes = images.numel() * images.element_size() + _label_bytes(labels)
+        self.nbytes = nbytes
 
     def __len__(self) -> int:
         """Number of images."""
@@ -91,6 +93,13 @@ class PixelSet:
             if not images.is_floating_point():
                 images = images.float() / 127.5 - 1
             yield images, self.labels[rows]
+
+
+def _label_bytes(labels: Tensor) -> int:
+    """Class numbers take one byte each up to 256 classes, else four; soft labels as they are."""
+    if labels.is_floating_point():
+        return labels.numel() * labels.element_size()
+    return labels.numel() * (1 if int(labels.max()) < 256 else 4)
 
 
 class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
@@ -114,6 +123,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
             dtype: in which ``nbytes`` counts.
             about: the data set: ``dataset`` (name), ``class_names``, ``mean``, ``std``.
         """
+        check_bank(generator, bank)
         self.generator, self.bank, self.dtype, self.about = generator, bank, dtype, about or {}
         self.name = NAMES[bank.stage]
         self.variant = ""
@@ -328,9 +338,15 @@ class FreshSamples:
 
     @torch.no_grad()
     def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch with latents that are never seen again."""
+        """One epoch with latents that are never seen again, as 8-bit pixels like other sources.
+
+        The latents follow from ``latent_seed`` and from the epoch's ``rng``.
+        """
         device = self.generator.device
+        epoch = int(torch.randint(2**62, (), generator=rng))
+        own = derive(self.latent_seed, "fresh", epoch)
         for rows in torch.randperm(len(self), generator=rng).split(batch_size):
-            latents = torch.randn(len(rows), *self.generator.latent_shape, generator=rng)
+            latents = torch.randn(len(rows), *self.generator.latent_shape, generator=own)
             labels = self.labels[rows]
-            yield self.generator(latents.to(device), labels.to(device)).cpu(), labels
+            images = self.generator(latents.to(device), labels.to(device)).cpu()
+            yield to_uint8(images).float() / 127.5 - 1, labels

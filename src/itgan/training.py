@@ -21,7 +21,7 @@ from itgan.configs import EvaluationConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
 from itgan.errors import InputError
-from itgan.networks import Network
+from itgan.networks import Network, couples_images
 from itgan.progress import track
 from itgan.randomness import derive
 
@@ -83,6 +83,11 @@ def train_classifier(
         weight_decay=config.weight_decay,
     )
     total = count_updates(config, len(source))
+    if couples_images(network) and len(source) % config.batch_size == 1:
+        raise InputError(
+            f"batch_size={config.batch_size}: leaves a last batch of one of {len(source)} images, "
+            "which a batch norm cannot take; give another batch size"
+        )
     classify = _choose(config, device)
     network.train()
     begun = _restore(network, optimiser, checkpoint)

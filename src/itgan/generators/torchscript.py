@@ -10,6 +10,7 @@ suffix ``.json`` beside it, or attributes of the scripted module:
 ``value_range`` and ``labels`` have these defaults.
 """
 
+import hashlib
 import io
 import json
 import warnings
@@ -121,7 +122,9 @@ def from_payload(
         checked.labels,
         checked.device,
     )
-    generator.fingerprint, generator.payload = checked.fingerprint, payload
+    generator.payload = payload
+    described = json.dumps(generator.conventions(), sort_keys=True).encode()
+    generator.fingerprint = hashlib.sha256(payload + described).hexdigest()
     return generator
 
 
