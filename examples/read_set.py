@@ -2,9 +2,9 @@
 
     python examples/read_set.py digits.itgan.safetensors
 
-The file holds the constants of a BigGAN-like network: a linear layer, blocks that double the
-resolution, an output layer. Class-conditional norms are tables `scale` and `shift` with a row
-for each class. int8 tensors come with a `.step` to multiply by.
+The file holds the constants of a BigGAN: a linear layer, blocks that double the resolution, an
+output layer. Norms are tables `scale` and `shift`, with a row for each class. int8 tensors come
+with a `.step` to multiply by.
 """
 
 import json
@@ -39,13 +39,12 @@ def generate(t: dict[str, Tensor], latents: Tensor, labels: Tensor) -> Tensor:
 
     def norm(name: str, x: Tensor) -> Tensor:
         scale, shift = t[f"generator.{name}.scale"], t[f"generator.{name}.shift"]
-        if scale.ndim == 2:  # one row for each class
+        if scale.ndim == 2:
             scale, shift = scale[labels], shift[labels]
         return F.relu(x * scale[..., None, None] + shift[..., None, None])
 
     x = F.linear(latents, t["generator.linear.weight"], t["generator.linear.bias"])
-    x = x.unflatten(1, (-1, 4, 4))
-    block = 0
+    x, block = x.unflatten(1, (-1, 4, 4)), 0
     while f"generator.blocks.{block}.conv1.weight" in t:
         name = f"blocks.{block}"
         h = F.interpolate(norm(f"{name}.bn1", x), scale_factor=2)
@@ -58,5 +57,4 @@ def generate(t: dict[str, Tensor], latents: Tensor, labels: Tensor) -> Tensor:
 if __name__ == "__main__":
     tensors, about = read(sys.argv[1])
     images = generate(tensors, tensors["latents"], tensors["labels"])
-    print(f"{about['stage']} set: images {tuple(images.shape)} in [-1, 1]")
-    print(f"images per class: {tensors['labels'].bincount().tolist()}")
+    print(about["stage"], "images", tuple(images.shape), "labels", tensors["labels"].tolist())

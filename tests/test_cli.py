@@ -507,3 +507,12 @@ def test_the_directory_of_a_run_stands_for_its_recipe(tmp_path, capsys):
     (out / "config.json").write_text('{"bogus": 1}')
     assert main(["run", str(out)]) == 2
     assert "config.json: not a configuration" in capsys.readouterr().err
+
+
+def test_help_is_laid_out_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1")
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "digits", "--help"])
+    assert stop.value.code == 0
+    assert "--condensation.steps" in capsys.readouterr().out
+    assert os.environ["COLUMNS"] == "1"

@@ -43,3 +43,11 @@ def test_the_first_line_of_its_docstring_is_the_overview(make):
     first = make.__doc__.splitlines()[0]
     assert first.endswith(".")
     assert len(first) < 99
+
+
+def test_baselines_get_the_budget_and_the_augmentation_of_itgan():
+    for make in RECIPES.values():
+        config = make()
+        same = ("steps", "real_per_class", "augmentation", "precision")
+        ours, theirs = config.condensation.model_dump(), config.dm.model_dump()
+        assert [ours[field] for field in same] == [theirs[field] for field in same]

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -94,8 +95,9 @@ def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
     width = os.environ.get("COLUMNS")
     wants_help = {"-h", "--help"} & set(arguments)
     try:
-        if not wants_help:
-            os.environ["COLUMNS"] = "2000"  # no line breaks inside a message
+        # No line breaks inside a message; and help needs some width to be laid out in.
+        terminal = shutil.get_terminal_size().columns
+        os.environ["COLUMNS"] = str(max(60, terminal)) if wants_help else "2000"
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, args=list(arguments), prog=prog, description="", default=default)
     except SystemExit as stop:

@@ -28,6 +28,14 @@ def digits() -> RunConfig:
         condensation=CondensationConfig(
             steps=200, real_per_class=64, augmentation=DIGITS_AUGMENTATION
         ),
+        # The same budget as for itgan; learning rate as published.
+        dm=CondensationConfig(
+            optimiser="sgd",
+            learning_rate=1.0,
+            steps=200,
+            real_per_class=64,
+            augmentation=DIGITS_AUGMENTATION,
+        ),
         evaluation=EvaluationConfig(updates=200, augmentation=DIGITS_AUGMENTATION, curve_points=5),
     )
 
