@@ -157,3 +157,12 @@ def test_a_pool_repeats_and_is_stored(pool, digits, tmp_path):
         assert torch.equal(other.held_out, pool.held_out)
         assert other.spec == pool.spec
         assert all(torch.equal(other.weights[name], t) for name, t in pool.weights.items())
+
+
+def test_a_file_does_not_choose_what_is_imported(extractor, images, tmp_path):
+    path = tmp_path / "net.safetensors"
+    spec = NetworkSpec.of("convnet", images)
+    save_network(path, extractor, replace(spec, name="os:getcwd"))
+    with pytest.raises(InputError, match="would run its code"):
+        load_network(path)
+    assert load_network(path, spec).image_shape == images.image_shape

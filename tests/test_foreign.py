@@ -76,7 +76,7 @@ def test_folders_are_matched_to_classes_by_name(tmp_path, grey, inside, capsys):
     found = read_set(tmp_path / "set", grey, NONE)
     assert torch.equal(found.images, grey.train.images)
     assert torch.equal(found.labels, grey.train.labels)
-    assert (found.name, found.nbytes) == ("set", 40 * 64 + 40 * 8)
+    assert (found.name, found.nbytes) == ("set", 40 * 64 + 40)
     assert capsys.readouterr().err == ""
 
 
@@ -190,7 +190,7 @@ def test_the_last_entry_is_read_with_known_constants(family, coloured):
     assert found.images.abs().max() <= 1
     assert torch.equal(found.labels, coloured.train.labels)
     assert found.name == "res_DM_CIFAR10_ConvNet_1ipc"
-    assert found.nbytes == 20 * 3 * 32 * 32 * 4 + 20 * 8
+    assert found.nbytes == 20 * 3 * 32 * 32 * 4 + 20
 
 
 def test_another_entry_can_be_chosen(family, coloured):

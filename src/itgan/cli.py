@@ -291,8 +291,11 @@ def _score(arguments: Sequence[str]) -> None:
         rows = score_foreign(path, _parse(ScoreConfig, arguments[1:], prog, ScoreConfig()))
     else:
         synthetic = load_set(arguments[0])
+        named = synthetic.about.get("evaluation", {})
+        if ":" in str(named.get("network", "")):  # a file must not choose what is imported
+            named = {**named, "network": "convnet"}
         try:
-            default = ScoreConfig(evaluation=synthetic.about.get("evaluation", {}))
+            default = ScoreConfig(evaluation=named)
         except ValueError:  # written by an itgan with other options
             default = ScoreConfig()
         rows = score(synthetic, _parse(ScoreConfig, arguments[1:], prog, default))

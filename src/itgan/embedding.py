@@ -46,6 +46,8 @@ class NetworkSpec:
     def parse(cls, values: dict[str, Any]) -> "NetworkSpec":
         """From JSON."""
         colours, height, width = values["image_shape"]
+        if ":" in values["name"]:  # a file must not choose what is imported
+            raise InputError(f"names the network {values['name']!r}, which would run its code")
         return cls(
             values["name"],
             (colours, height, width),
@@ -126,8 +128,8 @@ class SnapshotPool:
         artefacts.save(path, {**weights, **own}, {"kind": "pool", "spec": asdict(self.spec)})
 
     @classmethod
-    def load(cls, path: Path) -> "SnapshotPool":
-        """Read what ``save`` wrote.
+    def load(cls, path: Path, spec: NetworkSpec | None = None) -> "SnapshotPool":
+        """Read what ``save`` wrote; for ``spec`` see ``load_network``.
 
         Raises:
             InputError: no such file, damaged, or not a pool.
@@ -135,7 +137,8 @@ class SnapshotPool:
         tensors, metadata = artefacts.load(path, "pool")
         accuracies, held_out = tensors.pop("accuracies"), tensors.pop("held_out")
         weights = {name.removeprefix("weights."): t for name, t in tensors.items()}
-        return cls(NetworkSpec.parse(metadata["spec"]), weights, accuracies, held_out)
+        spec = NetworkSpec.parse(metadata["spec"]) if spec is None else spec
+        return cls(spec, weights, accuracies, held_out)
 
 
 def make_pool(
@@ -194,14 +197,20 @@ def save_network(path: Path, network: Network, spec: NetworkSpec) -> None:
     artefacts.save(path, network.state_dict(), {"kind": "network", "spec": asdict(spec)})
 
 
-def load_network(path: Path) -> Network:
+def load_network(path: Path, spec: NetworkSpec | None = None) -> Network:
     """Read what ``save_network`` wrote; frozen, in evaluation mode.
+
+    A user's own network (``module:callable``) needs its ``spec``: the file's is not trusted.
 
     Raises:
         InputError: no such file, damaged, or not a network.
     """
     tensors, metadata = artefacts.load(path, "network")
-    spec = NetworkSpec.parse(metadata["spec"])
+    if spec is None:
+        try:
+            spec = NetworkSpec.parse(metadata["spec"])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     network = spec.build()
     try:
         network.load_state_dict(tensors)

@@ -68,7 +68,24 @@ def with_inputs(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _save_network(path: Path, network: Network, cell: Cell) -> None:
-    save_network(path, network, NetworkSpec.parse(dict(cell.determinants["spec"])))
+    save_network(path, network, _spec(cell))
+
+
+def _spec(cell: Cell) -> NetworkSpec:
+    """From the run's own configuration, never from a file: it may name code to import."""
+    return NetworkSpec(**cell.determinants["spec"])
+
+
+def _load_network(path: Path, cell: Cell) -> Network:
+    return load_network(path, _spec(cell))
+
+
+def _load_pool(path: Path, cell: Cell) -> SnapshotPool:
+    return SnapshotPool.load(path, _spec(cell))
+
+
+def _load_bank(path: Path, cell: Cell) -> LatentBank:
+    return LatentBank.load(path)
 
 
 def _save_trial(path: Path, trial: Trial, cell: Cell) -> None:
@@ -76,7 +93,7 @@ def _save_trial(path: Path, trial: Trial, cell: Cell) -> None:
     artefacts.write_json(path, {"trial": asdict(trial), "determinants": determinants})
 
 
-def _load_trial(path: Path) -> Trial:
+def _load_trial(path: Path, cell: Cell) -> Trial:
     try:
         return Trial(**artefacts.read_json(path)["trial"])
     except (KeyError, TypeError) as error:
@@ -87,10 +104,10 @@ def _save(path: Path, value: LatentBank | SnapshotPool, cell: Cell) -> None:
     value.save(path)
 
 
-STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path], Any]]] = {
-    "network": (".safetensors", _save_network, load_network),
-    "pool": (".safetensors", _save, SnapshotPool.load),
-    "bank": (".safetensors", _save, LatentBank.load),
+STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path, Cell], Any]]] = {
+    "network": (".safetensors", _save_network, _load_network),
+    "pool": (".safetensors", _save, _load_pool),
+    "bank": (".safetensors", _save, _load_bank),
     "trial": (".json", _save_trial, _load_trial),
 }
 
@@ -169,7 +186,7 @@ class Run:
                 self.path / "metrics.jsonl",
                 {"cell": cell.name, "label": cell.label, "seconds": seconds, **_last(value)},
             )
-        self._values[cell.name] = load(path)
+        self._values[cell.name] = load(path, cell)
         return self._values[cell.name]
 
     def write_trials(self, trials: Iterable[Trial], rows: list[dict[str, Any]]) -> None:

@@ -84,6 +84,24 @@ def test_a_damaged_file_is_refused(tmp_path):
         load_generator(path)
 
 
+class Writer(nn.Module):
+    """A generator whose code writes a file."""
+
+    def forward(self, z, y):
+        torch.save(z, "written")
+        return z.view(-1, 1, 8, 8)
+
+
+def test_code_that_writes_files_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.script(Writer()), "g.pt")
+    about = {**ABOUT, "latent_shape": [64]}
+    (tmp_path / "g.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="reads or writes files"):
+        load_generator(tmp_path / "g.pt")
+    assert not (tmp_path / "written").exists()
+
+
 def test_it_goes_the_whole_road_from_the_command_line(tmp_path, capsys):
     path = write(tmp_path / "g.pt", {**ABOUT, "labels": "onehot"})
     run = tmp_path / "run"

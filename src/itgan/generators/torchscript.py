@@ -13,6 +13,7 @@ suffix ``.json`` beside it, or attributes of the scripted module:
 import hashlib
 import io
 import json
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -77,6 +78,7 @@ def from_payload(
     Raises:
         InputError: see ``load_torchscript``.
     """
+    _refuse_files(payload)
     extra = {ENTRY: ""}
     try:
         with warnings.catch_warnings():
@@ -126,6 +128,23 @@ def from_payload(
     described = json.dumps(generator.conventions(), sort_keys=True).encode()
     generator.fingerprint = hashlib.sha256(payload + described).hexdigest()
     return generator
+
+
+def _refuse_files(payload: bytes) -> None:
+    """Refuse code that could read or write files: TorchScript has operators for both.
+
+    Raises:
+        InputError: such an operator is called, or the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+            code = [archive.read(n) for n in archive.namelist() if "/code/" in n]
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise InputError("not a readable TorchScript file") from error
+    if any(re.search(rb"\b(save|from_file|load)\s*\(", text) for text in code):
+        raise InputError(
+            "a TorchScript file whose code reads or writes files; export the generator alone"
+        )
 
 
 def _beside(path: Path) -> dict[str, Any]:
