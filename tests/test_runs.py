@@ -312,3 +312,69 @@ def test_trials_and_rows_are_written_as_plain_json(tmp_path):
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     assert [Trial(**json.loads(line)) for line in lines] == [trial(0.5), trial(0.25)]
     assert json.loads((tmp_path / "results.json").read_text()) == [{"mean": 37.5}]
+
+
+# Stores that runs share
+
+
+def counted(calls, kind="trial", **more):
+    def make(*values, checkpoint):
+        calls.append(1)
+        return trial()
+
+    return cell(compute=make, kind=kind, **more)
+
+
+def test_runs_that_share_a_store_compute_a_cell_once(tmp_path):
+    calls, store = [], tmp_path / "store"
+    one = counted(calls)
+    Run(tmp_path / "a", store).value(one)
+    assert Run(tmp_path / "b", store).done(one)
+    assert Run(tmp_path / "b", store).values([one, one]) == [trial(), trial()]
+    assert calls == [1]
+    assert not Run(tmp_path / "c").done(one)
+    assert len(artefacts.read_jsonl(tmp_path / "a" / "metrics.jsonl")) == 1
+
+
+def test_a_cell_that_another_process_computes_is_taken_from_it(tmp_path):
+    store, mine = tmp_path / "store", []
+    theirs, free = counted(mine, determinants={"x": 1}), counted(mine, determinants={"x": 2})
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib\nfrom itgan import artefacts\n"
+            "path, name = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
+            "with artefacts.locked(path / 'locks', name):\n"
+            "    print('held', flush=True)\n    sys.stdin.readline()\n"
+            "    artefacts.write_json(path / 'cells' / (name + '.json'), "
+            "{'trial': __import__('json').loads(sys.argv[3])})\n",
+            str(store),
+            theirs.name,
+            json.dumps(asdict(trial(0.875))),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    run = Run(tmp_path / "run", store)
+    with pytest.raises(artefacts.Busy):
+        run.value(theirs, wait=False)
+    assert run.value(free, wait=False) == trial()
+    holder.stdin.write("go on\n")
+    holder.stdin.flush()
+    assert [value.accuracy for value in run.values([theirs, free])] == [0.875, 0.5]
+    assert holder.wait() == 0
+    assert mine == [1]
+
+
+def test_more_sources_and_seeds_join_a_run(tmp_path):
+    run, first = Run(tmp_path), RunConfig(sources=("gan",), latent_seeds=(0, 1))
+    run.open(first)
+    run.open(first.model_copy(update={"sources": ("dm", "gan"), "network_seeds": (7,)}))
+    assert run.config().sources == ("gan", "dm")
+    assert run.config().latent_seeds == (0, 1)
+    assert run.config().network_seeds == (0, 1, 2, 7)
+    with pytest.raises(InputError, match=r"differ: seed \(0 there, 5 here\);"):
+        run.open(first.model_copy(update={"seed": 5}))

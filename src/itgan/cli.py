@@ -175,7 +175,8 @@ def _open(config: "RunConfig") -> tuple["Experiment", "Run"]:
     from itgan.pipeline import Experiment
     from itgan.runs import Run
 
-    return Experiment(config), Run(Path(config.out or ""))
+    store = None if config.cells is None else Path(config.cells)
+    return Experiment(config), Run(Path(config.out or ""), store)
 
 
 def _plan(arguments: Sequence[str]) -> None:
@@ -220,7 +221,8 @@ def _publish(experiment: "Experiment", run: "Run") -> None:
     from itgan.publishing import publish
     from itgan.report import differences_table, results_table
 
-    rows, differences, html = publish(experiment, run)
+    # The directory may hold more sources and seeds than were asked for now.
+    rows, differences, html = publish(experiment.viewing(run.config()), run)
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(results_table(rows))
     if differences:
@@ -246,8 +248,9 @@ def _report(arguments: Sequence[str]) -> None:
     """Write the tables and report.html of a run (a recipe, or its directory)."""
     config = _recipe(arguments, "report")
     experiment, run = _open(config)
-    if run.exists():
-        run.open(config)
+    if not run.exists():
+        raise InputError(f"{run.path}: no classifier has been trained yet; itgan run first")
+    run.open(config)
     _publish(experiment, run)
 
 

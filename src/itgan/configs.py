@@ -3,7 +3,7 @@
 Descriptions are the command line's help texts.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +34,25 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    def identity(self) -> dict[str, Any]:
+        """The fields that the result depends on, as JSON values."""
+        return self.model_dump(mode="json")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def with_precision(config: AnyConfig, precision: str) -> AnyConfig:
+    """A copy, in which every precision that was left open is this one."""
+    changes: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            changes[name] = with_precision(value, precision)
+        elif name == "precision" and value == "auto":
+            changes[name] = precision
+    return config.model_copy(update=changes)
+
 
 class EvaluationConfig(Config):
     """How a classifier is trained: SGD with momentum, the learning rate falls tenfold half-way."""
@@ -60,6 +79,12 @@ class EvaluationConfig(Config):
         le=1000,
         description="test accuracy is also measured this often along training, for curves",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """Updates, where given, stand in for epochs."""
+        values = super().identity()
+        del values["epochs" if self.updates else "updates"]
+        return values
 
 
 class InversionConfig(Config):
@@ -105,6 +130,13 @@ class PoolConfig(Config):
             raise ValueError(f"pool.window: {low:g} is above {high:g}; give the lower bound first")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """What the snapshots depend on: neither the window nor fields that a pool overrules."""
+        training = self.training.identity()
+        for unused in ("network", "curve_points"):
+            del training[unused]
+        return {**self.model_dump(mode="json", exclude={"window"}), "training": training}
+
 
 class CondensationConfig(Config):
     """How latents are made informative (Eq. 9-11), by Adam."""
@@ -148,6 +180,15 @@ class CondensationConfig(Config):
         500,
         description="most images that go through the networks at once; bounds the memory",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """Without options of ways not taken; a trained pool is an input of its own."""
+        values = super().identity()
+        if self.optimiser == "adam":
+            del values["momentum"]
+        random = self.pool.kind == "random"
+        values["pool"] = "random" if random else {"window": list(self.pool.window)}
+        return values
 
 
 class PretrainingConfig(Config):
@@ -228,6 +269,9 @@ class RunConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     seed: Seed = Field(0, description="root of every random stream")
     out: str | None = Field(None, description="run directory (default: runs/RECIPE)")
+    cells: str | None = Field(
+        None, description="store of results shared by several runs (default: the run directory)"
+    )
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> "RunConfig":
