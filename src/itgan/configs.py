@@ -45,7 +45,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def with_precision(config: AnyConfig, precision: str) -> AnyConfig:
     """A copy, in which every precision that was left open is this one."""
     changes: dict[str, Any] = {}
-    for name in type(config).model_fields:
+    for name in config.__class__.model_fields:
         value = getattr(config, name)
         if isinstance(value, Config):
             changes[name] = with_precision(value, precision)

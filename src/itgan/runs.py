@@ -218,7 +218,7 @@ class Run:
         return [self.value(cell) for cell in cells]
 
     def _owned(self, cell: Cell, wait: bool) -> contextlib.AbstractContextManager[None]:
-        """In a shared store one process computes a cell; a directory of one run is locked whole."""
+        """One process computes a cell of a shared store; a run of its own is locked whole."""
         if self.store == self.path:
             return contextlib.nullcontext()
         return artefacts.locked(self.store / "locks", cell.name, wait=wait)
