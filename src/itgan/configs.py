@@ -245,10 +245,9 @@ class RunConfig(Config):
     )
     latent_seeds: Seeds = Field((0, 1, 2), description="one bank for each")
     network_seeds: Seeds = Field((0, 1, 2), description="classifiers trained on each bank")
-    validation: int = Field(
-        0,
-        ge=0,
-        description="training images held out; if any, classifiers are scored on them",
+    validation: int = Field(0, ge=0, description="training images that are held out of everything")
+    score_on: Literal["auto", "validation", "test"] = Field(
+        "auto", description="what scores classifiers: auto is the held-out images, if any"
     )
     image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None, description="bring images of mixed sizes to this many pixels"
@@ -280,6 +279,25 @@ class RunConfig(Config):
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"{field}: give at least one value, each once")
         return self
+
+
+class StudyConfig(Config):
+    """How a table or figure of the paper is computed."""
+
+    scale: Literal["paper", "cpu", "smoke"] = Field(
+        "cpu", description="as published, for two CPU cores, or just once through on digits"
+    )
+    dataset: str | None = Field(None, description="where CIFAR-10 lies (default: by the scale)")
+    generator: str | None = Field(None, description="its generator (default: by the scale)")
+    dataset100: str | None = Field(None, description="where CIFAR-100 lies")
+    generator100: str | None = Field(None, description="its generator")
+    latent_seeds: Seeds | None = Field(None, description="banks (default: by the scale)")
+    network_seeds: Seeds | None = Field(None, description="classifiers on each bank")
+    only: tuple[str, ...] = Field((), description="rows or columns to compute (default: all)")
+    plan: bool = Field(False, description="print what is to be computed; start nothing")
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    out: str | None = Field(None, description="directory (default: runs/STUDY-SCALE)")
+    cells: str = Field("runs/cells", description="store of results that all studies share")
 
 
 class ScoreConfig(Config):

@@ -4,6 +4,7 @@ real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
              └──────────────────────────────> sources ────────┴─> trials ─> report
 """
 
+import functools
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -41,6 +42,23 @@ from itgan.training import Source as TrainingSource
 UNGENERATED = ("real", "random", "herding", "dm")
 
 
+@functools.lru_cache(maxsize=2)  # experiments of one study share their data
+def _load(
+    dataset: str,
+    validation: int,
+    image_size: int | None,
+    image_column: str | None,
+    label_column: str | None,
+) -> Dataset:
+    return load_dataset(
+        dataset,
+        validation=validation,
+        image_size=image_size,
+        image_column=image_column,
+        label_column=label_column,
+    )
+
+
 class Experiment:
     """A configuration with its data and generator, as a graph of cells."""
 
@@ -63,12 +81,12 @@ class Experiment:
     def data(self) -> Dataset:
         """The data set, validation images taken out."""
         config = self.config
-        return load_dataset(
+        return _load(
             config.dataset,
-            validation=config.validation,
-            image_size=config.image_size,
-            image_column=config.image_column,
-            label_column=config.label_column,
+            config.validation,
+            config.image_size,
+            config.image_column,
+            config.label_column,
         )
 
     @cached_property
@@ -80,8 +98,15 @@ class Experiment:
 
     @cached_property
     def scored_on(self) -> ImageSet:
-        """Validation images if there are any, else test images."""
-        return self.data.validation or self.data.test
+        """Validation images if there are any, else test images; or as the config says.
+
+        Raises:
+            InputError: validation images are asked for, and none are held out.
+        """
+        data, wanted = self.data, self.config.score_on
+        if wanted == "validation" and not data.validation:
+            raise InputError("score_on=validation: no image is held out; give --validation too")
+        return data.test if wanted == "test" else data.validation or data.test
 
     def check(self) -> None:
         """Refuse now what a later stage would stumble over, hours from here.
