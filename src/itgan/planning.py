@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from itgan.baselines import distribution_matching
 from itgan.condensation import condense
@@ -45,7 +46,7 @@ class Cost:
             self.images + other.images, self.seconds + other.seconds, self.flops + other.flops
         )
 
-    def times(self, factor: float, images: int = 0) -> "Cost":
+    def times(self, factor: float | int, images: int = 0) -> "Cost":
         """As often, with that many images generated in all."""
         return Cost(images, self.seconds * factor, self.flops * factor)
 
@@ -215,13 +216,28 @@ def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:
     )
 
 
+class _Counter(TorchDispatchMode):
+    """Counts floating-point operations; torch's own mode cannot stand ``autograd.grad``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:  # noqa: ANN001, ANN401
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += count(*args, **kwargs, out_val=result)
+        return result
+
+
 def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> Cost:
     """The cost of a step: the difference of two short runs, which cancels what is done once."""
     counts = []
     for steps in (few, few + 1):
-        with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        with _Counter() as counter, torch.compiler.set_stance("force_eager"):
             work(steps)
-        counts.append(counter.get_total_flops())
+        counts.append(counter.total)
     work(few)
     timings = []
     for steps in (few, more):

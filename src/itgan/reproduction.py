@@ -144,8 +144,8 @@ def _grid(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[tuple[str, st
     return down, across, placed
 
 
-def _figure(mean: float, std: float) -> str:
-    return f"{points(mean)} ± {points(std)}"
+def _figure(mean: float, std: float, n: int | None = None) -> str:
+    return points(mean) if n == 1 else f"{points(mean)} ± {points(std)}"
 
 
 def _texts(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
@@ -156,7 +156,7 @@ def _texts(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     for row in down:
         ours = [placed.get((row, column)) for column in across]
         lines.append(
-            [row, *(MISSING if r is None else _figure(r["mean"], r["std"]) for r in ours)]
+            [row, *(MISSING if r is None else _figure(r["mean"], r["std"], r["n"]) for r in ours)]
         )
         if printed := published().get(study, {}).get(row):
             theirs = [printed.get(column) for column in across]
