@@ -32,7 +32,7 @@ pipeline
 publishing scoring inspection
 studies
 reproduction planning
-cli
+claims cli
 """
 ORDER = {
     name: level for level, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()

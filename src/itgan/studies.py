@@ -121,7 +121,7 @@ def cpu_scale() -> Scale:
     base = vary(cifar10_cpu(), {"latent_seeds": (0, 1, 2), "network_seeds": (0, 1)})
     return Scale(
         whole={"CIFAR10": base},
-        same_bytes={"CIFAR10": 57},
+        same_bytes={"CIFAR10": 57, "CIFAR100": 14},
         network="convnet",
         across={"updates": None, "epochs": 60, "compile": False},
         few=base,
