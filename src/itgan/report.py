@@ -73,6 +73,8 @@ def write_report(
     environment: Mapping[str, Any],
     notes: Sequence[str],
     differences: Sequence[Row] = (),
+    provenance: Mapping[str, str] | None = None,
+    command: str = "",
     files: Sequence[str] = (),
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``out``, each atomically.
@@ -88,6 +90,8 @@ def write_report(
         notes: remarks, one line each.
         differences: paired differences ``{"a", "b", "mean", "ci95": [lo, hi], "se", "n"}`` in
             points; ``se`` may be missing.
+        provenance: what went in, a line each.
+        command: the command line that computes it all.
         files: names of files beside the report that ``report.md`` links to.
 
     Returns:
@@ -106,11 +110,14 @@ def write_report(
         colours={name: index for index, name in enumerate(SOURCES)},
         gallery=None if gallery is None else _sprites(gallery),
         notes=notes,
+        provenance=provenance or {},
+        command=command,
         details=[(name, list(_flat(values))) for name, values in details if values],
     )
     html, markdown = out / "report.html", out / "report.md"
     write_bytes(html, page.encode())
-    write_bytes(markdown, _markdown(title, rows, differences, notes, files).encode())
+    made = _made(provenance or {}, command)
+    write_bytes(markdown, _markdown(title, rows, differences, notes, made, files).encode())
     if gallery is not None and any(images.numel() for images in gallery.stages.values()):
         buffer = io.BytesIO()
         gallery_picture(gallery).save(buffer, "PNG", optimize=True)
@@ -367,6 +374,7 @@ def _markdown(
     rows: Sequence[Row],
     differences: Sequence[Row],
     notes: Sequence[str],
+    made: Sequence[str],
     files: Sequence[str],
 ) -> str:
     subject, columns = _columns(rows)
@@ -378,6 +386,13 @@ def _markdown(
         lines += ["## Differences", "", *_markdown_table(_DIFFERENCE, differences)]
     if notes:
         lines += ["## Notes", "", *(f"- {_escaped(note)}" for note in notes), ""]
-    lines += ["## Files", "", "- [report.html](report.html): this page with curves and pictures"]
+    lines += [*made, "## Files", "", "- [report.html](report.html): this page with curves and pictures"]
     lines += [f"- [{name}]({name})" for name in files if name != "report.html"]
     return "\n".join(lines) + "\n"
+
+
+def _made(provenance: Mapping[str, str], command: str) -> list[str]:
+    """Markdown of what went in, and the command that does it again."""
+    lines = [f"- {_escaped(name)}: {_escaped(text)}" for name, text in provenance.items()]
+    lines += [*([""] if lines else []), f"    {command}"] if command else []
+    return ["## How it was made", "", *lines, ""] if lines else []
