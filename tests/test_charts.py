@@ -41,7 +41,7 @@ def test_log_ticks_are_powers_of_ten():
 
 def test_a_scale_is_logarithmic_only_over_two_positive_decades():
     def labels(ys):
-        return [t for _, t in draw([curve(a=[([0, 1], ys)])], [])[0].y_ticks]
+        return [t for _, t in draw([curve(a=[([0, 1], ys)])], [])[0].y.ticks()]
 
     assert labels([1.0, 1000.0]) == ["1", "10", "100", "1,000"]
     assert "10" not in labels([1.0, 90.0])

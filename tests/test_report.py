@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from itgan.charts import Curve
-from itgan.report import Gallery, results_table, write_report
+from itgan.report import Gallery, write_report
+from itgan.tables import results_table
 
 ROW = {
     "dataset": "digits",
@@ -68,7 +69,7 @@ def write(out, **changes):
 class Page(HTMLParser):
     """What a browser would make of the page: elements, addresses, texts of table rows."""
 
-    VOID = frozenset({"meta", "img", "link", "br"})
+    VOID = frozenset({"meta", "img", "link", "br", "input"})
 
     def __init__(self, text):
         super().__init__()

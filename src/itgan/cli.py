@@ -218,7 +218,7 @@ def _publish(experiment: "Experiment", run: "Run") -> None:
     from rich.console import Console
 
     from itgan.publishing import publish
-    from itgan.report import differences_table, results_table
+    from itgan.tables import differences_table, results_table
 
     rows, differences, html = publish(experiment, run)
     console = Console(width=None if sys.stdout.isatty() else 110)
@@ -283,8 +283,8 @@ def _score(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from itgan.foreign import is_foreign
-    from itgan.report import results_table
     from itgan.scoring import load_set, score, score_foreign
+    from itgan.tables import results_table
 
     path, prog = Path(arguments[0]), f"itgan score {arguments[0]}"
     if is_foreign(path):

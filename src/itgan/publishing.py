@@ -101,9 +101,9 @@ def _on_intervals(sets: int) -> str:
             "networks, knows nothing of how much another set would differ."
         )
     return (
-        "std is over all trials; the interval is a bootstrap over latent sets, then networks. With "
-        "few sets it is too narrow: with three, in simulations, it holds the true mean in about 8 "
-        "of 10 experiments, not in 95 of 100."
+        "std is over all trials; the interval is a bootstrap over latent sets, then networks. "
+        "With few sets it is too narrow: with three, in simulations, it holds the true mean in "
+        "about 8 of 10 experiments, not in 95 of 100."
     )
 
 
@@ -112,8 +112,8 @@ def _provenance(experiment: Experiment) -> dict[str, str]:
     config, data = experiment.config, experiment.data
     held_out = f", {len(data.validation):,} validation" if data.validation else ""
     told = {
-        "data set": f"{data.name}: {len(data.train):,} training{held_out}, {len(data.test):,} test "
-        f"images of {_times(data.image_shape)} in {data.num_classes} classes; "
+        "data set": f"{data.name}: {len(data.train):,} training{held_out}, {len(data.test):,} "
+        f"test images of {_times(data.image_shape)} in {data.num_classes} classes; "
         f"sha256 {data.fingerprint[:16]}"
     }
     if set(config.sources) - set(UNGENERATED):
