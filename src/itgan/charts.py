@@ -148,7 +148,7 @@ def _chart(curve: Curve, colours: Mapping[str, int]) -> Chart | None:
     return Chart(curve, x, y, lines, _legend(curve))
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
+def spread(places: Numbers, gap: Number) -> list[Number]:
     """Places between 0 and 100 at least ``gap`` apart, in their order, each as near as it can be.
 
     The sum of squared moves is least: a monotone regression once the gaps are taken out. Where

@@ -110,11 +110,10 @@ def _on_intervals(sets: int) -> str:
 def _provenance(experiment: Experiment) -> dict[str, str]:
     """What went in: the data, the generator, and where chance came from."""
     config, data = experiment.config, experiment.data
-    held_out = f", {len(data.validation):,} validation" if data.validation else ""
     told = {
-        "data set": f"{data.name}: {len(data.train):,} training{held_out}, {len(data.test):,} "
-        f"test images of {_times(data.image_shape)} in {data.num_classes} classes; "
-        f"sha256 {data.fingerprint[:16]}"
+        "data set": f"{data.name}: {len(data.train):,} training images of "
+        f"{_times(data.image_shape)} in {data.num_classes} classes; "
+        f"sha256 {data.train.fingerprint[:16]}"
     }
     if set(config.sources) - set(UNGENERATED):
         generator = experiment.generator
