@@ -599,7 +599,7 @@ def test_the_report_says_what_went_in_and_how_to_do_it_again(finished, experimen
     page, plain = ((finished / f"report.{end}").read_text() for end in ("html", "md"))
     expected = command(made.config)
     assert f"<code>{escape(expected)}</code>" in page
-    assert f"\n    {expected}\n" in plain
+    assert f"\n```console\n$ {expected}\n```\n" in plain
     for text in (page, plain):
         assert f"sha256 {made.data.train.fingerprint[:16]}" in text
         assert f"sha256 {made.generator.fingerprint[:16]}" in text

@@ -209,7 +209,6 @@ def _sprites(gallery: Gallery) -> dict[str, Any] | None:
             (name, [_png(sprite) for sprite in row])
             for name, row in zip(gallery.class_names, sprites, strict=True)
         ],
-        "label": min(max(map(len, gallery.class_names)), 12) + 1,
         "k": k,
         "width": width,
         "height": height,
@@ -248,5 +247,5 @@ def _markdown(
 def _made(provenance: Mapping[str, str], command: str) -> list[str]:
     """Markdown of what went in, and the command that does it again."""
     lines = [f"- {escaped(name)}: {escaped(text)}" for name, text in provenance.items()]
-    lines += [*([""] if lines else []), f"    {command}"] if command else []
+    lines += ["", "```console", f"$ {command}", "```"] if command else []
     return ["## How it was made", "", *lines, ""] if lines else []
