@@ -30,7 +30,9 @@ tables
 report
 runs
 pipeline
-planning publishing scoring inspection
+publishing scoring inspection
+studies
+reproduction planning
 cli
 """
 ORDER = {

@@ -6,7 +6,14 @@ from itgan import cli
 from itgan.augment import parse_strategy
 from itgan.configs import PretrainingConfig, RunConfig
 from itgan.pretraining import parse_diffaugment
-from itgan.recipes import PRETRAININGS, RECIPES, command
+from itgan.recipes import (
+    PRETRAININGS,
+    RECIPES,
+    cifar10_cpu,
+    cifar10_smoke,
+    command,
+    digits,
+)
 
 runs = pytest.mark.parametrize("name", RECIPES)
 pretrainings = pytest.mark.parametrize("name", PRETRAININGS)
@@ -49,7 +56,7 @@ def test_the_first_line_of_its_docstring_is_the_overview(make):
 
 
 def test_baselines_get_the_budget_and_the_augmentation_of_itgan():
-    for make in RECIPES.values():
+    for make in (digits, cifar10_smoke, cifar10_cpu):  # the others have published budgets
         config = make()
         same = ("steps", "real_per_class", "augmentation", "precision")
         ours, theirs = config.condensation.model_dump(), config.dm.model_dump()
@@ -75,7 +82,7 @@ def test_a_recipe_as_it_is_needs_no_flags(name):
     ],
     ids=lambda change: next(iter(change)),
 )
-@runs
+@pytest.mark.parametrize("name", ["digits", "cifar10-smoke"])
 def test_the_command_of_a_configuration_gives_that_configuration(name, change):
     def merged(old, new):
         return {

@@ -33,18 +33,19 @@ def _count(value: Number | None) -> str:
     return NOTHING if value is None else f"{value:,}"
 
 
-def _points(value: Number | None, sign: str = "") -> str:
+def points(value: Number | None, sign: str = "") -> str:
+    """Percent or points for people, one decimal; a dash for None."""
     return NOTHING if value is None else typeset(f"{value:{sign}.1f}")
 
 
 def _accuracy(row: Row) -> str:
-    mean, std = _points(row["mean"]), row["std"]
-    return mean if std is None else f"{mean} ± {_points(std)}"
+    mean, std = points(row["mean"]), row["std"]
+    return mean if std is None else f"{mean} ± {points(std)}"
 
 
 def _interval(row: Row, sign: str = "") -> str:
     bounds = row["ci95"] if row["n"] > 1 else None  # one trial has no spread to tell of
-    return f"[{_points(bounds[0], sign)}, {_points(bounds[1], sign)}]" if bounds else NOTHING
+    return f"[{points(bounds[0], sign)}, {points(bounds[1], sign)}]" if bounds else NOTHING
 
 
 def _size(count: Number | None) -> str:
@@ -96,8 +97,8 @@ _RESULT = [
 ]
 DIFFERENCE = [
     Column("a", "difference", _difference, _difference, number=False),
-    *_estimate("points", lambda row: _points(row["mean"], "+"), "+"),
-    Column("se", "se over sets", lambda row: _points(row.get("se")), lambda row: row.get("se")),
+    *_estimate("points", lambda row: points(row["mean"], "+"), "+"),
+    Column("se", "se over sets", lambda row: points(row.get("se")), lambda row: row.get("se")),
     _plain("n", "n", number=True),
 ]
 _KEYS = {
