@@ -1,5 +1,6 @@
 """Small things that many tests share; none of them may be changed by a test."""
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,10 @@ from itgan.generators import BigGAN, BigGANShape, FrozenGenerator
 from itgan.latents import LatentBank, sample_latents
 
 torch.set_num_threads(1)  # tensors are tiny, and equal thread counts give equal bits
+
+# Tests prove behaviour, not timing: a busy machine fails none.
+hypothesis.settings.register_profile("itgan", deadline=None)
+hypothesis.settings.load_profile("itgan")
 
 
 def random_biggan(shape: BigGANShape, seed: int = 0) -> BigGAN:

@@ -1,10 +1,11 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itgan.charts import MOST_POINTS, Axis, Curve, draw
+from itgan.charts import MOST_POINTS, Axis, Curve, draw, spread
 
 
 def curve(**series):
@@ -41,7 +42,7 @@ def test_log_ticks_are_powers_of_ten():
 
 def test_a_scale_is_logarithmic_only_over_two_positive_decades():
     def labels(ys):
-        return [t for _, t in draw([curve(a=[([0, 1], ys)])], [])[0].y_ticks]
+        return [t for _, t in draw([curve(a=[([0, 1], ys)])], [])[0].y.ticks()]
 
     assert labels([1.0, 1000.0]) == ["1", "10", "100", "1,000"]
     assert "10" not in labels([1.0, 90.0])
@@ -99,3 +100,33 @@ def test_a_name_keeps_its_colour():
     assert colours[0]["gan"] == colours[1]["gan"] == 1
     assert colours[0]["x"] == colours[1]["x"]
     assert len(set(colours[1].values())) == 3
+
+
+@given(st.lists(st.floats(0, 100), max_size=30), st.floats(0, 20))
+def test_labels_stand_apart_in_their_order(places, gap):
+    out = spread(places, gap)
+    assert len(out) == len(places)
+    assert all(0 <= place <= 100 for place in out)
+    free = min(gap, 100 / max(len(places) - 1, 1))
+    order = sorted(range(len(places)), key=places.__getitem__)
+    moved = [out[i] for i in order]
+    assert all(b - a >= free - 0.02 for a, b in pairwise(moved))
+
+
+def test_labels_move_no_more_than_they_must():
+    assert spread([10, 50, 90], 6) == [10, 50, 90]
+    assert spread([50, 52], 6) == [48, 54]
+    assert spread([50, 50, 50], 6) == [44, 50, 56]
+    assert spread([100, 99], 6) == [100, 94]
+    assert spread([7], 6) == [7]
+
+
+def test_names_stand_beside_lines_that_reach_the_end():
+    runs, half = [([0, 10], [1, 2])], [([0, 5], [1, 3])]
+    (chart,) = draw([curve(a=runs, b=runs, c=half)], [])
+    a, b, c = (line.label for line in chart.lines)
+    assert abs(a - b) == pytest.approx(6)
+    assert c is None
+    assert draw([curve(a=runs)], [])[0].lines[0].label is None
+    assert not chart.wide
+    assert draw([curve(a=runs, b=runs, c=runs, d=runs)], [])[0].wide

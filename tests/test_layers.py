@@ -26,6 +26,7 @@ sources
 baselines export foreign
 evaluation
 cards charts
+tables
 report
 runs
 pipeline

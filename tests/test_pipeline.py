@@ -1,6 +1,7 @@
 import json
 import shutil
 from functools import partial
+from html import escape
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from itgan.generators import BigGANShape
 from itgan.latents import LatentBank, sample_latents
 from itgan.pipeline import Experiment, compute
 from itgan.publishing import publish, tabulate
+from itgan.recipes import command
 from itgan.runs import Run, with_inputs
 from itgan.sources import SyntheticSet
 
@@ -153,7 +155,7 @@ def test_trials_jsonl_is_what_the_results_summarise(finished):
 
 def test_the_report_shows_the_results(finished):
     html = (finished / "report.html").read_text()
-    assert "digits on digits" in html
+    assert "<h1>digits</h1>" in html
     assert "596 real test images" in html
     assert "Condensation (Eq. 11)" in html
     assert "still to be computed" not in html
@@ -596,3 +598,17 @@ def test_banks_are_ordinary_artefacts(finished):
         if artefacts.read_metadata(path)["kind"] == "bank":
             stages.add(LatentBank.load(path).stage)
     assert stages == {"inverted", "condensed"}
+
+
+def test_the_report_says_what_went_in_and_how_to_do_it_again(finished, experiment):
+    made = experiment()
+    page, plain = ((finished / f"report.{end}").read_text() for end in ("html", "md"))
+    expected = command(made.config)
+    assert f"<code>{escape(expected)}</code>" in page
+    assert f"\n```console\n$ {expected}\n```\n" in plain
+    for text in (page, plain):
+        assert f"sha256 {made.data.train.fingerprint[:16]}" in text
+        assert f"sha256 {made.generator.fingerprint[:16]}" in text
+        assert "digits: 1,201 training images of 1x8x8 in 10 classes" in text
+        assert "root 0; latent sets 0; networks 0" in text
+        assert "There is one latent set" in text

@@ -1,9 +1,19 @@
+import shlex
+
 import pytest
 
+from itgan import cli
 from itgan.augment import parse_strategy
 from itgan.configs import PretrainingConfig, RunConfig
 from itgan.pretraining import parse_diffaugment
-from itgan.recipes import PRETRAININGS, RECIPES, cifar10_cpu, cifar10_smoke, digits
+from itgan.recipes import (
+    PRETRAININGS,
+    RECIPES,
+    cifar10_cpu,
+    cifar10_smoke,
+    command,
+    digits,
+)
 
 runs = pytest.mark.parametrize("name", RECIPES)
 pretrainings = pytest.mark.parametrize("name", PRETRAININGS)
@@ -51,3 +61,37 @@ def test_baselines_get_the_budget_and_the_augmentation_of_itgan():
         same = ("steps", "real_per_class", "augmentation", "precision")
         ours, theirs = config.condensation.model_dump(), config.dm.model_dump()
         assert [ours[field] for field in same] == [theirs[field] for field in same]
+
+
+@runs
+def test_a_recipe_as_it_is_needs_no_flags(name):
+    config = RECIPES[name]().model_copy(update={"out": "elsewhere", "device": "cuda"})
+    assert command(config) == f"itgan run {name}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latents_per_class": 7, "validation": 5, "seed": 3},
+        {"latents_per_class": None},
+        {"latent_seeds": (4,), "network_seeds": (1, 2), "sources": ("itgan", "gan-fresh")},
+        {"dataset": "/a place/with 'quotes'", "generator": "weights.pth", "image_column": "img"},
+        {"evaluation": {"compile": True, "updates": None, "learning_rate": 1e-05}},
+        {"condensation": {"pool": {"kind": "snapshots", "window": (0.25, 0.75)}}},
+        {"inversion": {"extractor": {"compile": True}}, "recipe": "of-my-own"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+@pytest.mark.parametrize("name", ["digits", "cifar10-smoke"])
+def test_the_command_of_a_configuration_gives_that_configuration(name, change):
+    def merged(old, new):
+        return {
+            key: merged(value, new[key]) if isinstance(new.get(key), dict) else new.get(key, value)
+            for key, value in old.items()
+        }
+
+    config = RunConfig.model_validate(merged(RECIPES[name]().model_dump(), change))
+    itgan, run, *arguments = shlex.split(command(config))
+    assert (itgan, run) == ("itgan", "run")
+    again = cli._recipe(arguments, "run")
+    assert again.model_copy(update={"out": None}) == config

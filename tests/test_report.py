@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from itgan.charts import Curve
-from itgan.report import Gallery, results_table, write_report
+from itgan.report import Gallery, write_report
+from itgan.tables import results_table
 
 ROW = {
     "dataset": "digits",
@@ -61,6 +62,8 @@ def write(out, **changes):
         "environment": {"torch": "2"},
         "notes": ["a note"],
         "differences": DIFFERENCES,
+        "provenance": {"generator": "a file"},
+        "command": "itgan run digits --seed 1",
     }
     return write_report(out, **{**given, **changes})
 
@@ -68,7 +71,7 @@ def write(out, **changes):
 class Page(HTMLParser):
     """What a browser would make of the page: elements, addresses, texts of table rows."""
 
-    VOID = frozenset({"meta", "img", "link", "br"})
+    VOID = frozenset({"meta", "img", "link", "br", "input"})
 
     def __init__(self, text):
         super().__init__()
@@ -159,12 +162,15 @@ def test_markup_in_any_text_stays_text(tmp_path):
         gallery=Gallery((evil,), pictures.stages),
         config={evil: evil},
         notes=[evil],
+        provenance={evil: evil},
+        command=evil,
         differences=[{**DIFFERENCES[0], "a": evil, "b": evil}],
     )
     assert [tag for tag, _ in page.elements].count("script") == 2  # its own
     assert page.text.count(evil) >= 10
     assert [a["alt"] for tag, a in page.elements if tag == "img"] == [f"{evil} 1", f"{evil} 2"]
-    assert "<script" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+    plain = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in plain.replace(f"```console\n$ {evil}\n```", "")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -206,6 +212,8 @@ def test_equal_input_gives_equal_bytes(tmp_path):
 def test_curves_have_bands_and_legends(tmp_path):
     page = read(tmp_path)
     shapes = [a.get("class", "").split()[:1] for tag, a in page.elements if tag == "path"]
+    ends = [a["class"] for tag, a in page.elements if a.get("class", "").startswith("end ")]
+    assert len(ends) == 2  # the chart of two series names them at their ends
     assert shapes.count(["band"]) == 1
     assert shapes.count(["line"]) == 3
     assert "line: mean of 2 runs; band: lowest to highest" in page.text
@@ -224,6 +232,7 @@ def test_curves_have_bands_and_legends(tmp_path):
         {"rows": []},
         {"rows": [ROW]},
         {"config": {}, "environment": {}, "notes": []},
+        {"provenance": None, "command": "", "config": {}, "environment": {}},
         {"rows": [{**ROW, "std": 0.0, "ci95": [92.68, 92.68], "n": 1}]},
     ],
     ids=lambda changes: "-".join(changes),
@@ -256,6 +265,9 @@ def test_markdown(tmp_path):
     assert "| itgan − gan | +11.4 | [+9.1, +13.6] | 0.6 | 9 |" in lines  # noqa: RUF001
     assert "- [results.json](results.json)" in lines
     assert "- a note" in lines
+    at = lines.index("- generator: a file")
+    assert lines[at - 2 : at] == ["## How it was made", ""]
+    assert lines[at + 1 : at + 5] == ["", "```console", "$ itgan run digits --seed 1", "```"]
 
 
 def test_terminal_table():

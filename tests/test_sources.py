@@ -1,5 +1,3 @@
-import pickle
-
 import pytest
 import torch
 from hypothesis import given
@@ -91,17 +89,14 @@ def test_a_synthetic_set_is_a_torch_data_set(synthetic, generator, bank):
     assert len(list(synthetic)) == 40  # iteration ends
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_data_loaders_take_it(synthetic, workers):
-    loader = DataLoader(synthetic, batch_size=16, num_workers=workers)
+@pytest.mark.parametrize(("workers", "begun"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_data_loaders_take_it(synthetic, workers, begun):
+    loader = DataLoader(
+        synthetic, batch_size=16, num_workers=workers, multiprocessing_context=begun
+    )
     images, labels = (torch.cat(part) for part in zip(*loader, strict=True))
     torch.testing.assert_close(images, synthetic.images(), rtol=0, atol=1e-6)
     assert torch.equal(labels, synthetic.labels)
-
-
-def test_workers_that_are_spawned_can_have_it(synthetic):
-    again = pickle.loads(pickle.dumps(synthetic))
-    assert torch.equal(again.images(), synthetic.images())
 
 
 def test_images_at_positions(synthetic):

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.isotonic import isotonic_regression
 
 Number = float | int
 Numbers = Sequence[Number]
 Repetition = tuple[Numbers, Numbers]
 
 MOST_POINTS = 400  # a curve has no more: the page stays small, and a screen shows no more
+LABEL_GAP = 6.0  # percent of a plot's height that a line of text takes
+MANY_LINES = 3  # a chart of more has the whole width
 _COLOURS = (4, 5, 7, 2, 6, 8, 9, 1, 3, 0)  # for series that have no colour of their own, in turn
 
 
@@ -56,7 +59,7 @@ class Axis:
     def at(self, value: Number) -> float:
         """Where the value stands, 0 ... 100."""
         value = math.log10(value) if self.log else value
-        return round(100 * (value - self.low) / (self.high - self.low), 2)
+        return round(100 * (value - self.low) / (self.high - self.low), 3)
 
     def ticks(self, most: int = 5) -> list[tuple[float, str]]:
         """Round values, about ``most`` of them: position and label."""
@@ -76,13 +79,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One series: its colour's number, SVG paths of mean and band (if any), the mean's end."""
+    """One series: its colour's number, SVG paths of mean and band (if any), the mean's end.
+
+    ``label`` is where its name stands beside the plot, if it ends there: near the line's end, and
+    apart from other names.
+    """
 
     name: str
     colour: int
     mean: str
     band: str
     last: str
+    label: float | None
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,15 @@ class Chart:
     """What the page draws of a curve."""
 
     curve: Curve
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    x: Axis
+    y: Axis
     lines: list[Line]
     legend: str
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has so many lines that it needs room."""
+        return len(self.lines) > MANY_LINES
 
 
 def draw(curves: Sequence[Curve], palette: Sequence[str]) -> list[Chart]:
@@ -119,6 +132,8 @@ def _chart(curve: Curve, colours: Mapping[str, int]) -> Chart | None:
     lowest, highest = every[:, 2].min().item(), every[:, 3].max().item()
     x = Axis.around([every[:, 0].min().item(), every[:, 0].max().item()], pad=0.0)
     y = Axis.around([lowest, highest], log=lowest > 0 and highest > 100 * lowest)
+    ends = {n: y.at(b[-1, 1].item()) for n, b in bands.items() if x.at(b[-1, 0].item()) > 95}
+    labels = dict(zip(ends, spread(list(ends.values()), LABEL_GAP), strict=True))
     lines = [
         Line(
             name,
@@ -126,10 +141,28 @@ def _chart(curve: Curve, colours: Mapping[str, int]) -> Chart | None:
             _path(band[:, [0, 1]], x, y),
             _outline(band, x, y) if len(curve.series[name]) > 1 else "",
             typeset(f"{band[-1, 1]:,.3g}"),
+            labels.get(name) if len(bands) > 1 else None,
         )
         for name, band in bands.items()
     ]
-    return Chart(curve, x.ticks(), y.ticks(), lines, _legend(curve))
+    return Chart(curve, x, y, lines, _legend(curve))
+
+
+def spread(places: Numbers, gap: Number) -> list[Number]:
+    """Places between 0 and 100 at least ``gap`` apart, in their order, each as near as it can be.
+
+    The sum of squared moves is least: a monotone regression once the gaps are taken out. Where
+    there are too many for the gap they stand as far apart as they can.
+    """
+    if len(places) < 2:
+        return list(places)
+    order = np.argsort(places, kind="stable")
+    gap = min(gap, 100 / (len(places) - 1))
+    gaps = gap * np.arange(len(places))
+    fitted = isotonic_regression(np.asarray(places)[order] - gaps, y_min=0, y_max=100 - gaps[-1])
+    out = np.empty(len(places))
+    out[order] = fitted + gaps
+    return [round(place, 2) for place in out.tolist()]
 
 
 def _legend(curve: Curve) -> str:

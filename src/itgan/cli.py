@@ -230,7 +230,7 @@ def _publish(experiment: "Experiment", run: "Run") -> None:
     from rich.console import Console
 
     from itgan.publishing import publish
-    from itgan.report import differences_table, results_table
+    from itgan.tables import differences_table, results_table
 
     # The directory may hold more sources and seeds than were asked for now.
     rows, differences, html = publish(experiment.viewing(run.config()), run)
@@ -339,8 +339,8 @@ def _score(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from itgan.foreign import is_foreign
-    from itgan.report import results_table
     from itgan.scoring import load_set, score, score_foreign
+    from itgan.tables import results_table
 
     path, prog = Path(arguments[0]), f"itgan score {arguments[0]}"
     if is_foreign(path):

@@ -1,9 +1,11 @@
 """Named experiments and pre-trainings: functions that return configs."""
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 
 from itgan.configs import (
     CondensationConfig,
+    Config,
     EvaluationConfig,
     InversionConfig,
     PoolConfig,
@@ -172,6 +174,33 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = {
     "cifar100-released-a": cifar100_released_a,
     "cifar100-released-b": cifar100_released_b,
 }
+
+
+def command(config: RunConfig) -> str:
+    """The command line that computes this configuration: its recipe, and what differs from it.
+
+    Where to compute and to write, ``device`` and ``out``, are left to whoever runs it.
+    """
+    name = config.recipe if config.recipe in RECIPES else "digits"
+    elsewhere = {"device": config.device, "out": config.out}
+    flags = _flags(RECIPES[name]().model_copy(update=elsewhere), config)
+    return shlex.join(["itgan", "run", name, *flags])
+
+
+def _flags(base: Config, config: Config, prefix: str = "--") -> Iterator[str]:
+    """Flags that turn ``base`` into ``config``."""
+    for field in type(config).model_fields:
+        old, new = getattr(base, field), getattr(config, field)
+        flag = field.replace("_", "-")
+        if isinstance(new, Config):
+            yield from _flags(old, new, f"{prefix}{flag}.")
+        elif new == old:
+            continue
+        elif isinstance(new, bool):
+            yield f"{prefix}{flag}" if new else f"{prefix}no-{flag}"
+        else:
+            values = new if isinstance(new, tuple) else (new,)
+            yield from (f"{prefix}{flag}", *map(str, values))
 
 
 def pretrain_digits() -> PretrainingConfig:

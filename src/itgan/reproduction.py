@@ -15,9 +15,10 @@ from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
 from itgan.pipeline import Experiment
 from itgan.publishing import accuracy_curves, picture_stages
-from itgan.report import Row, escaped, points, write_report
+from itgan.report import write_report
 from itgan.runs import Cell, Run, environment
 from itgan.studies import SCALES, STUDIES, Entry, Study, published, vary
+from itgan.tables import Row, escaped, points
 
 MISSING = "not measured"
 
