@@ -211,6 +211,7 @@ def _report(name: str, config: StudyConfig, run: Run, measured: Sequence[Measure
         curves=_charts(study, measured),
         gallery=gallery,
         config=config.model_dump(mode="json"),
+        command=f"itgan reproduce {name} --scale {config.scale}",
         environment=environment(),
         notes=_notes(config),
         files=(f"{name}.json", f"{name}.md"),
