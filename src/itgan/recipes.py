@@ -6,6 +6,7 @@ from itgan.configs import (
     CondensationConfig,
     EvaluationConfig,
     InversionConfig,
+    MetricsConfig,
     PretrainingConfig,
     RunConfig,
 )
@@ -71,8 +72,16 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = {
 
 def pretrain_digits() -> PretrainingConfig:
     """The shipped generator of 8x8 digits, about ten minutes on two cores."""
+    unmirrored = EvaluationConfig(epochs=20, augmentation=DIGITS_AUGMENTATION)
+    protocol = MetricsConfig(extractor=unmirrored, cas=unmirrored, cas_per_class=100)
     return PretrainingConfig(
-        dataset="digits", validation=200, steps=5000, latent_dim=32, flip=False
+        dataset="digits",
+        validation=200,
+        steps=5000,
+        latent_dim=32,
+        flip=False,
+        monitor=protocol.model_copy(update={"figures": ("frechet",), "samples": 2000}),
+        card=protocol.model_copy(update={"figures": ("frechet", "cas")}),
     )
 
 
