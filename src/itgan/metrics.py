@@ -261,22 +261,20 @@ def _inception(name: str, device: torch.device) -> Features:
 def _distances(
     real: Tensor, samples: Tensor, config: MetricsConfig, protocol: str
 ) -> list[Figure]:
+    figures = [figure for figure in config.figures if figure != "cas"]
     made = []
-    for figure in config.figures:
-        title, std = TITLES.get(figure, ""), None
-        if figure == "cas":
-            continue
+    for i in track(range(len(figures)), "distances"):
+        figure, std = figures[i], None
         if figure == "frechet":
             value, said = distances.frechet(real, samples), protocol
         elif figure == "kernel":
             size = min(config.subset_size, len(real), len(samples))
-            say(f"kernel distance of {config.subsets} subsets of {size}")
             value, std = distances.kernel(real, samples, config.subsets, size, config.seed)
             said = f"MMD², {config.subsets:,} subsets of {size:,}, {protocol}"
         else:
             value = BALLS[figure](real, samples, config.neighbours)
             said = f"k = {config.neighbours}, {protocol}"
-        made.append(Figure(figure, f"{title} ({said}, seed {config.seed})", value, std))
+        made.append(Figure(figure, f"{TITLES[figure]} ({said}, seed {config.seed})", value, std))
     return made
 
 

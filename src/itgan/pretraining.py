@@ -36,13 +36,10 @@ from itgan.randomness import derive, derive_seed
 
 DIFFAUGMENT = {"translation": "crop", "cutout": "cutout", "color": "color"}
 LOG_EVERY = 50
-# Fields that say where and how long, not what: another value goes on with the same training.
-PLACES = {"steps", "device", "dataset", "image_column", "label_column", "out"} | {
-    "checkpoint_seconds",
-    "measure_every",
-    "monitor",
-    "card",
-}
+# Fields that say where, how long and what is told, not what is trained: another value goes on with
+# the same training.
+TOLD = {"checkpoint_seconds", "measure_every", "monitor", "card"}
+PLACES = {"steps", "device", "dataset", "image_column", "label_column", "out"} | TOLD
 LARGEST_LOSS = 1e6
 SAMPLE_EVERY = 1000
 
@@ -339,7 +336,7 @@ def _export(trainer: GANTrainer, data: Dataset, identity: str, journal: Journal)
             "kind": "generator",
             "architecture": "biggan",
             "weights": "average, raw",
-            "config": trainer.config.model_dump(),
+            "config": trainer.config.model_dump(exclude=TOLD),
             "training": identity,
             "dataset": data.name,
             "class_names": list(data.class_names),
