@@ -251,3 +251,20 @@ def test_a_record_is_json_and_says_what_it_is_of(generator, data, keep):
     (row,) = made["figures"]
     assert row["value"] == figures[0].value
     assert row["name"] == figures[0].name
+
+
+def test_a_generator_that_may_have_seen_the_held_out_images(data, tmp_path, biggan, capsys):
+    def said(**metadata):
+        file = tmp_path / "mine.safetensors"
+        artefacts.save(file, biggan.state_dict(), {"kind": "generator", **metadata})
+        metrics.say_if_seen(file, data)
+        return capsys.readouterr().err
+
+    assert said(trained_on={"images": 1101, "sha256": data.train.fingerprint}) == ""
+    assert said() == ""
+    told = said(trained_on={"images": 1201, "sha256": "of other images"})
+    assert told.startswith(
+        "measure: mine.safetensors was trained on 1,201 images that are not the"
+    )
+    metrics.say_if_seen(tmp_path / "theirs.pth", data)
+    assert capsys.readouterr().err == ""

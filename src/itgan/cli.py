@@ -286,8 +286,8 @@ def _measure(arguments: Sequence[str]) -> None:
         raise InputError("dataset: name the real images to compare with: --dataset PLACE")
     from itgan.artefacts import write_json
     from itgan.data import load_dataset
-    from itgan.generators import load_generator
-    from itgan.metrics import measure, record
+    from itgan.generators import find_generator, load_generator
+    from itgan.metrics import measure, record, say_if_seen
 
     data = load_dataset(
         config.dataset,
@@ -297,6 +297,7 @@ def _measure(arguments: Sequence[str]) -> None:
         label_column=config.label_column,
     )
     generator = load_generator(arguments[0], config.device, config.weights, config.recalibrate)
+    say_if_seen(find_generator(arguments[0]), data)
     figures = measure(generator, data, config, Path(config.extractors), config.device)
     _table(["figure", "value"], [[figure.name, figure.text()] for figure in figures])
     if config.out is not None:

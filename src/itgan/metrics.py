@@ -161,6 +161,18 @@ def record(
     }
 
 
+def say_if_seen(file: Path, data: Dataset) -> None:
+    """Tell the user if a generator's file was trained on other images than ``data.train``."""
+    metadata = artefacts.read_metadata(file) if file.suffix == ".safetensors" else {}
+    trained_on = metadata.get("trained_on")
+    if trained_on is not None and trained_on["sha256"] != data.train.fingerprint:
+        say(
+            f"measure: {file.name} was trained on {trained_on['images']:,} images that are not "
+            f"these {len(data.train):,} training images; it may have seen the held-out ones, "
+            "unless you give the --validation of its training"
+        )
+
+
 def _held_out(data: Dataset) -> tuple[ImageSet, str]:
     if data.validation is not None:
         return data.validation, "validation images"

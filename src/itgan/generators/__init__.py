@@ -48,6 +48,24 @@ def shipped(kind: str) -> dict[str, Path]:
     return {p.stem: p for p in paths if artefacts.read_metadata(p).get("kind") == kind}
 
 
+def find_generator(source: str | Path) -> Path:
+    """The file of a generator, given by its path or a shipped name.
+
+    Raises:
+        InputError: neither a file's path nor a shipped name.
+    """
+    path = Path(source)
+    if path.suffix or path.exists():
+        return path
+    names = shipped("generator")
+    if str(source) not in names:
+        raise InputError(
+            f"generator {str(source)!r}: no such file, and not one of the shipped ones: "
+            f"{', '.join(names)}"
+        )
+    return names[str(source)]
+
+
 def load_generator(
     source: str | Path,
     device: str | torch.device = "cpu",
@@ -71,15 +89,7 @@ def load_generator(
         InputError: unknown name, a file that is damaged or of another layout, or one without the
             weights or the norms that are asked for.
     """
-    path = Path(source)
-    if path.suffix == "" and not path.exists():
-        names = shipped("generator")
-        if str(source) not in names:
-            raise InputError(
-                f"generator {str(source)!r}: no such file, and not one of the shipped ones: "
-                f"{', '.join(names)}"
-            )
-        path = names[str(source)]
+    path = find_generator(source)
     if path.suffix == ".safetensors":
         tensors, _ = artefacts.load(path, "generator")
         state = _select_weights(path, tensors, weights)
