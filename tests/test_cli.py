@@ -346,7 +346,8 @@ def test_pretraining_makes_a_generator_with_a_card(done, tmp_path):
     assert itgan.generators.load_generator(file)
     card = (tmp_path / "made" / "card.md").read_text()
     assert artefacts.read_metadata(file)["sha256"] in card
-    assert "- training: 2 generator steps of 4 images, 0.0 hours by its log, seed 0" in card
+    hours = artefacts.read_metadata(file)["hours"]
+    assert f"- training: 2 generator steps of 4 images, {hours} hours by its log, seed 0" in card
     assert "- recall (k = 5, ConvNet features of digits, extractor " in card
     assert ", 30 samples against 200 validation images, seed 0): " in card
     assert "- classifier accuracy score, % (ConvNet, 2 updates of 30 fresh samples, " in card
