@@ -14,9 +14,9 @@ import torch
 
 import itgan.generators
 import itgan.pipeline
-from itgan import artefacts, cards, cli
+from itgan import artefacts, cli
 from itgan.cli import COMMANDS, main
-from itgan.configs import Config, PretrainingConfig, RunConfig, ScoreConfig
+from itgan.configs import Config, MeasureConfig, PretrainingConfig, RunConfig, ScoreConfig
 from itgan.latents import LatentBank
 from itgan.recipes import PRETRAININGS, RECIPES
 from itgan.sources import SyntheticSet
@@ -259,8 +259,12 @@ def test_a_damaged_generator_is_named(refused, file, tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     (tmp_path / "damaged.safetensors").write_bytes(content)
-    line = refused("run", "digits", *TINY, "--generator", "damaged.safetensors")
-    assert line.startswith("damaged.safetensors: damaged: its tensors do not have")
+    digest = artefacts.read_metadata(file)["sha256"][:16]
+    for command in (["run", "digits", *TINY, "--generator"], ["measure", "--dataset", "digits"]):
+        where = 1 if command[0] == "measure" else len(command)
+        line = refused(*command[:where], "damaged.safetensors", *command[where:])
+        assert line.startswith("damaged.safetensors: damaged: its tensors do not have")
+        assert f"sha256 {digest}" in line
 
 
 def test_a_report_of_nothing_is_refused(refused, file):
@@ -327,13 +331,55 @@ def test_the_directory_is_named_after_the_recipe(done, file, tmp_path):
     assert (tmp_path / "runs" / "digits" / "config.json").exists()
 
 
-def test_pretraining_makes_a_generator_with_a_card(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(cards, "EPOCHS", 1)
-    small = "--steps 2 --batch-size 4 --channels 2 --latent-dim 4 --out made"
-    told = done("pretrain", "digits", *small.split())
+MEASURED = shlex.split("--extractor.updates 2 --samples 30 --cas.updates 2 --cas-per-class 3")
+
+
+def test_pretraining_makes_a_generator_with_a_card(done, tmp_path):
+    small = (
+        "--steps 2 --batch-size 4 --channels 2 --latent-dim 4 --out made --card.figures recall cas"
+    )
+    protocol = [flag.replace("--", "--card.") for flag in MEASURED]
+    told = done("pretrain", "digits", *small.split(), *protocol)
     assert "generator: made/generator.safetensors" in told
     assert "card: made/card.md" in told
-    assert itgan.generators.load_generator(tmp_path / "made" / "generator.safetensors")
+    file = tmp_path / "made" / "generator.safetensors"
+    assert itgan.generators.load_generator(file)
+    card = (tmp_path / "made" / "card.md").read_text()
+    assert artefacts.read_metadata(file)["sha256"] in card
+    hours = artefacts.read_metadata(file)["hours"]
+    assert f"- training: 2 generator steps of 4 images, {hours} hours by its log, seed 0" in card
+    assert "- recall (k = 5, ConvNet features of digits, extractor " in card
+    assert ", 30 samples against 200 validation images, seed 0): " in card
+    assert "- classifier accuracy score, % (ConvNet, 2 updates of 30 fresh samples, " in card
+
+
+def test_a_generator_is_measured(done, file, tmp_path):
+    flags = ["--dataset", "digits", "--validation", 100, *MEASURED, "--out", "figures.json"]
+    told = done("measure", file, *flags, "--figures", "precision", "cas")
+    assert "figures: figures.json" in told
+    assert "precision (k = 5" in told
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert [figure["figure"] for figure in record["figures"]] == ["precision", "cas"]
+    assert record["config"]["validation"] == 100
+    plain = record["fingerprint"]
+    done("measure", file, *flags, "--figures", "precision", "--recalibrate")
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert record["recalibrate"]
+    assert record["fingerprint"] != plain
+    assert len(list((tmp_path / "runs" / "extractors").iterdir())) == 1
+
+
+def test_wrong_measurements_are_told_in_one_line(refused, file):
+    for arguments, told in (
+        ([], "measure: give a generator's file or a shipped name first"),
+        (["--samples", 5], "measure: give a generator's file or a shipped name first"),
+        ([file], "dataset: name the real images to compare with: --dataset PLACE"),
+        (["nobody", "--dataset", "digits"], "generator 'nobody': no such file, and not one of"),
+        ([file, "--dataset", "digits", "--weights", "raw"], "tiny.safetensors: holds no raw"),
+        ([file, "--dataset", "digits", "--figures", "beauty"], "beauty"),
+        ([file, "--dataset", "digits", "--samples", 1], "samples"),
+    ):
+        assert told in refused("measure", *arguments)
 
 
 def test_the_zoo_lists_what_ships(done, file, monkeypatch):
@@ -378,7 +424,12 @@ def test_each_command_lists_its_recipes(capsys, command):
 
 @pytest.mark.parametrize(
     ("arguments", "kind"),
-    [("run digits", RunConfig), ("pretrain digits", PretrainingConfig), ("score", ScoreConfig)],
+    [
+        ("run digits", RunConfig),
+        ("pretrain digits", PretrainingConfig),
+        ("measure", MeasureConfig),
+        ("score", ScoreConfig),
+    ],
 )
 def test_every_field_is_a_flag_in_the_help(capsys, monkeypatch, arguments, kind):
     def flags(kind, prefix=""):

@@ -13,19 +13,20 @@ LAYERS = """
 errors
 randomness progress
 artefacts devices configs splits
-pictures recipes
+pictures recipes journal
 readers
 data
 generators augment
 networks
-training pretraining
+training
 embedding latents
-inversion matching
+inversion matching distances
 condensation
 sources
 baselines export foreign
 evaluation
-cards charts
+metrics
+cards charts pretraining
 tables
 report
 runs

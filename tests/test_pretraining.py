@@ -1,4 +1,11 @@
 import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -7,11 +14,13 @@ from PIL import Image
 from torch import nn
 
 from itgan import artefacts, pretraining
-from itgan.configs import PretrainingConfig
+from itgan.configs import EvaluationConfig, MetricsConfig, PretrainingConfig
+from itgan.data import load_dataset
 from itgan.errors import InputError
-from itgan.generators import load_generator
+from itgan.generators import FrozenGenerator, load_generator
 from itgan.generators.biggan import power_step
-from itgan.pretraining import GANTrainer, _Stream, parse_diffaugment, pretrain
+from itgan.metrics import measure
+from itgan.pretraining import GANTrainer, _Stream, identity_of, parse_diffaugment, pretrain
 
 TINY = PretrainingConfig(
     steps=6,
@@ -62,8 +71,9 @@ def test_the_files_of_a_run(unbroken, digits):
     assert metadata["dataset"] == "digits"
     assert metadata["class_names"] == list(digits.class_names)
     assert metadata["trained_on"] == {"images": 1201, "sha256": digits.train.fingerprint}
-    assert metadata["config"] == TINY.model_dump()
-    assert artefacts.read_json(unbroken / "config.json") == TINY.model_dump()
+    config = TINY.model_dump(mode="json")
+    assert artefacts.read_json(unbroken / "config.json") == config
+    assert metadata["config"] == {k: v for k, v in config.items() if k not in pretraining.TOLD}
     with Image.open(unbroken / "samples" / "0000006.png") as grid:
         assert grid.size == (80, 80)  # ten classes, ten samples of each
     rows = artefacts.read_jsonl(unbroken / "metrics.jsonl")
@@ -83,7 +93,8 @@ def test_a_run_is_a_function_of_its_seed(unbroken, digits, tmp_path):
 
 def test_the_exported_sigma_is_the_largest_singular_value(unbroken):
     state, _ = files(unbroken)
-    layers = [name.removesuffix(".u0") for name in state if name.endswith(".u0")]
+    averaged = {name: tensor for name, tensor in state.items() if not name.startswith("raw.")}
+    layers = [name.removesuffix(".u0") for name in averaged if name.endswith(".u0")]
     assert len(layers) == 5
     for layer in layers:
         weight = state[f"{layer}.weight"].flatten(1)
@@ -92,6 +103,50 @@ def test_the_exported_sigma_is_the_largest_singular_value(unbroken):
         torch.testing.assert_close(sigma, exact, rtol=2e-3, atol=0)
         torch.testing.assert_close(state[f"{layer}.sv0"][0], exact, rtol=2e-3, atol=0)
         torch.testing.assert_close(state[f"{layer}.u0"].norm(), torch.ones(()))
+
+
+def test_the_file_holds_raw_weights_too(digits, tmp_path):
+    trainer = GANTrainer(TINY, digits.train)
+    for step in range(TINY.steps):
+        trainer.step(step)
+    path = pretrain(TINY, digits, tmp_path)
+    raw = load_generator(path, weights="raw")
+    assert raw.fingerprint == FrozenGenerator.from_biggan(trainer.generator).fingerprint
+    averaged = load_generator(path)
+    assert averaged.fingerprint == FrozenGenerator.from_biggan(trainer.averaged()).fingerprint
+    assert averaged.fingerprint != raw.fingerprint
+
+
+# --- measured along the way ---------------------------------------------------------------------
+
+MEASURED = MetricsConfig(
+    figures=("precision", "coverage"), extractor=EvaluationConfig(updates=2), samples=30
+)
+
+
+def test_figures_in_the_log_change_nothing_else(unbroken, tmp_path):
+    # Held-out images that the training set does not miss: the weights can be compared.
+    digits = load_dataset("digits")
+    data = type(digits)("digits", digits.train, digits.test, digits.test)
+    path = pretrain(tiny(measure_every=4, monitor=MEASURED), data, tmp_path)
+    assert files(tmp_path)[1] == files(unbroken)[1]
+    rows = artefacts.read_jsonl(tmp_path / "metrics.jsonl")
+    measured = [row for row in rows if "d_loss" not in row]
+    assert [row["step"] for row in measured] == [4, 6]
+    last = measured[-1]
+    names = [name for name in last if name != "step"]
+    assert [name.partition(" (")[0] for name in names] == ["precision", "coverage"]
+    again = measure(load_generator(path), data, MEASURED, tmp_path, "cpu")
+    assert [(figure.name, figure.value) for figure in again] == [(n, last[n]) for n in names]
+    hours = artefacts.read_metadata(path)["hours"]
+    assert hours == round(sum(row.get("seconds", 0) for row in rows) / 3600, 3)
+
+
+def test_measuring_needs_validation_images(digits, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^measure_every: the training is measured on validation"
+    ):
+        pretrain(tiny(measure_every=1), digits, tmp_path)
 
 
 # --- resume -------------------------------------------------------------------------------------
@@ -173,6 +228,21 @@ def test_a_state_restored_is_the_state(digits):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [{"checkpoint_seconds": 1.0}, {"monitor": MetricsConfig()}, {"card": MetricsConfig()}],
+)
+def test_where_and_what_is_told_is_not_the_training(unbroken, digits, tmp_path, change):
+    assert identity_of(tiny(**change), digits.train) == identity_of(TINY, digits.train)
+    assert identity_of(tiny(measure_every=3), digits.train) == identity_of(TINY, digits.train)
+
+
+def test_the_identity_of_a_training_does_not_move(images):
+    """Trainings of days stand in directories that are named by it."""
+    expected = "956f8ad22c398081ffd219d242bd61013f52814c0af9d5c7f4aac5529c53531e"
+    assert identity_of(TINY, images) == expected
+
+
+@pytest.mark.parametrize(
     "change", [{"generator_rate": 1e-3}, {"seed": 9}, {"flip": False}, {"batch_size": 5}]
 )
 def test_a_directory_belongs_to_one_configuration(unbroken, digits, change):
@@ -201,22 +271,97 @@ def test_a_directory_in_use_is_refused(digits, tmp_path):
         pretrain(TINY, digits, tmp_path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e7])
-def test_a_loss_that_explodes_keeps_the_checkpoint(digits, tmp_path, monkeypatch, value):
+def spoil_scores(value):
+    """Discriminator scores become the value."""
+    return lambda _, __, scores: scores * 0 + value
+
+
+def spoil_gradients(_, __, scores):
+    """The loss is as it was; its gradient is not a number."""
+    scores.register_hook(lambda gradient: gradient * float("nan"))
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (spoil_scores(float("nan")), "loss became nan"),
+        (spoil_scores(float("inf")), "loss became -?inf"),
+        (spoil_scores(1e7), "loss became -?1"),
+        (spoil_gradients, "loss became non-finite"),
+    ],
+    ids=["nan", "inf", "large", "gradient"],
+)
+def test_a_loss_that_explodes_changes_no_weight(
+    digits, tmp_path, monkeypatch, network, spoil, told
+):
     monkeypatch.setattr(pretraining, "Checkpoint", EveryThird)
-    step = GANTrainer.step
+    name = f"_{network}_step"
+    step = getattr(GANTrainer, name)
+    spoiled = []
 
-    def exploding(self, number):
-        losses = step(self, number)
-        return {**losses, "g_loss": value} if number == 4 else losses
+    def exploding(self, number, *k):
+        if number != 4:
+            return step(self, number, *k)
+        hook = self.discriminator.register_forward_hook(spoil)
+        before = parameters(self.generator), parameters(self.discriminator)
+        try:
+            return step(self, number, *k)
+        finally:
+            hook.remove()
+            after = parameters(self.generator), parameters(self.discriminator)
+            spoiled.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
 
-    monkeypatch.setattr(GANTrainer, "step", exploding)
-    with pytest.raises(
-        InputError, match=r"^pretrain: the loss became .* at step 4; the last good checkpoint is k"
-    ):
-        pretrain(TINY, digits, tmp_path)
-    assert artefacts.read_metadata(tmp_path / "checkpoint.safetensors")["step"] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(GANTrainer, name, exploding)
+        with pytest.raises(
+            InputError,
+            match=rf"^pretrain: .*the {network}'s {told}.* at step 4; the last good checkpoint is",
+        ):
+            pretrain(TINY, digits, tmp_path)
+    assert spoiled == [True], "no weight changed"
+    checkpoint, metadata = artefacts.load(tmp_path / "checkpoint.safetensors")
+    assert metadata["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in checkpoint.values())
     assert not (tmp_path / "generator.safetensors").exists()
+    assert pretrain(TINY, digits, tmp_path).exists(), "and goes on from there"
+
+
+# --- killed -------------------------------------------------------------------------------------
+
+
+def test_killed_three_times_it_ends_as_if_unbroken(digits, tmp_path):
+    steps = 150
+    long = tiny(steps=steps, checkpoint_seconds=0.0)
+    pretrain(long.model_copy(update={"checkpoint_seconds": 1e4}), digits, tmp_path / "unbroken")
+    out = tmp_path / "killed"
+    flags = shlex.split(
+        f"pretrain digits --validation 0 --steps {steps} --batch-size 4 --channels 2 --latent-dim "
+        "4 --ema 0.9 --ema-start 2 --diffaugment translation,cutout,color --flip --device cpu "
+        f"--checkpoint-seconds 0 --card.figures --out {out}"
+    )
+    command = [sys.executable, "-m", "itgan.cli", *flags]
+    source = str(Path(pretraining.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    rng = random.Random(time.time_ns())
+    for least in sorted(rng.sample(range(1, 90), 3)):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        try:
+            while process.poll() is None and steps_of(out / "checkpoint.safetensors") < least:
+                time.sleep(rng.random() / 50)
+        finally:
+            process.kill()
+        said = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, said
+    assert 0 < steps_of(out / "checkpoint.safetensors") < steps
+    pretrain(long, digits, out)
+    assert_same(out, tmp_path / "unbroken")
+    rows = artefacts.read_jsonl(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(50, steps + 1, 50))
+
+
+def steps_of(path):
+    return artefacts.read_metadata(path)["step"] if path.exists() else 0
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -294,7 +439,7 @@ class Grey(nn.Module):
 def test_the_hinge_losses_by_hand(digits, monkeypatch):
     trainer = GANTrainer(tiny(diffaugment="none", flip=False), digits.train)
     trainer.generator, trainer.discriminator = Grey(), Brightness()
-    monkeypatch.setattr(pretraining, "_descend", lambda _, loss: loss.detach())
+    monkeypatch.setattr(pretraining, "_descend", lambda _, loss, name: loss.detach())
     rows = trainer.stream.batch(0)
     real = 3 * digits.train.floats(rows).mean((1, 2, 3)) - digits.train.labels[rows]
     loss = trainer._discriminator_step(0, 0)

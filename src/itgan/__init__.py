@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CondensationConfig,
         EvaluationConfig,
         InversionConfig,
+        MetricsConfig,
         PretrainingConfig,
         RunConfig,
     )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from itgan.generators import ConditionalGenerator, load_generator, shipped, wrap_generator
     from itgan.inversion import invert
     from itgan.latents import LatentBank, sample_latents
+    from itgan.metrics import measure
     from itgan.networks import build_network
     from itgan.pretraining import pretrain
     from itgan.sources import FreshSamples, PixelSet, SyntheticSet
@@ -47,6 +49,7 @@ _HOME = {
     "CondensationConfig": "configs",
     "EvaluationConfig": "configs",
     "InversionConfig": "configs",
+    "MetricsConfig": "configs",
     "PretrainingConfig": "configs",
     "RunConfig": "configs",
     "Dataset": "data",
@@ -66,6 +69,7 @@ _HOME = {
     "invert": "inversion",
     "LatentBank": "latents",
     "sample_latents": "latents",
+    "measure": "metrics",
     "build_network": "networks",
     "pretrain": "pretraining",
     "FreshSamples": "sources",
@@ -84,6 +88,7 @@ __all__ = [
     "InputError",
     "InversionConfig",
     "LatentBank",
+    "MetricsConfig",
     "PixelSet",
     "PretrainingConfig",
     "RandomPool",
@@ -98,6 +103,7 @@ __all__ = [
     "load_dataset",
     "load_generator",
     "matching",
+    "measure",
     "paired_difference",
     "pretrain",
     "sample_latents",

@@ -326,7 +326,39 @@ def _pretrain(arguments: Sequence[str]) -> None:
     )
     path = pretrain(config, data, out)
     _print(f"generator: {path}")
-    _print(f"card: {write_card(path, data)}")
+    _print(f"card: {write_card(path, data, config.card, config.device)}")
+
+
+def _measure(arguments: Sequence[str]) -> None:
+    """Measure a generator: Fréchet distance, precision, recall, classifiers' accuracy."""
+    from itgan.configs import MeasureConfig
+
+    if not arguments or arguments[0].startswith("-"):
+        _parse(MeasureConfig, arguments, "itgan measure GENERATOR", MeasureConfig())
+        raise InputError("measure: give a generator's file or a shipped name first")
+    prog = f"itgan measure {arguments[0]}"
+    config = _parse(MeasureConfig, arguments[1:], prog, MeasureConfig())
+    if config.dataset is None:
+        raise InputError("dataset: name the real images to compare with: --dataset PLACE")
+    from itgan.artefacts import write_json
+    from itgan.data import load_dataset
+    from itgan.generators import find_generator, load_generator
+    from itgan.metrics import measure, record, say_if_seen
+
+    data = load_dataset(
+        config.dataset,
+        validation=config.validation,
+        image_size=config.image_size,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    generator = load_generator(arguments[0], config.device, config.weights, config.recalibrate)
+    say_if_seen(find_generator(arguments[0]), data)
+    figures = measure(generator, data, config, Path(config.extractors), config.device)
+    _table(["figure", "value"], [[figure.name, figure.text()] for figure in figures])
+    if config.out is not None:
+        write_json(Path(config.out), record(arguments[0], generator, data, config, figures))
+        _print(f"figures: {config.out}")
 
 
 def _score(arguments: Sequence[str]) -> None:
@@ -429,6 +461,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "reproduce": _reproduce,
     "pretrain": _pretrain,
+    "measure": _measure,
     "embed": _stage("embed", "Train the extractor of a recipe."),
     "invert": _stage("invert", "Make the inverted banks of a recipe."),
     "condense": _stage("condense", "Make the condensed banks of a recipe."),

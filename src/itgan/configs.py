@@ -20,6 +20,8 @@ Source = Literal[
     "inversion",
     "itgan",
 ]
+Figure = Literal["frechet", "kernel", "precision", "recall", "density", "coverage", "cas"]
+Weights = Literal["average", "raw"]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -191,6 +193,66 @@ class CondensationConfig(Config):
         return values
 
 
+class MetricsConfig(Config):
+    """How a generator is measured: its protocol is part of the name of every figure."""
+
+    figures: tuple[Figure, ...] = Field(
+        ("frechet", "kernel", "precision", "recall", "density", "coverage", "cas"),
+        description="what is measured",
+    )
+    features: Literal["convnet", "inception"] = Field(
+        "convnet",
+        description="of a network trained on the real training images, or of Inception, where "
+        "its weights are on this machine",
+    )
+    extractor: EvaluationConfig = Field(
+        EvaluationConfig(epochs=20), description="training of the network whose features are used"
+    )
+    samples: Annotated[int, Field(ge=2, le=10_000_000)] = Field(
+        5000, description="generated images, with the labels of held-out images in turn"
+    )
+    neighbours: Count = Field(
+        5, description="k of precision, recall, density and coverage: how far a ball reaches"
+    )
+    subsets: Count = Field(100, description="subsets that the kernel distance is averaged over")
+    subset_size: Annotated[int, Field(ge=2, le=10_000_000)] = Field(
+        1000, description="images in each subset; all where there are fewer"
+    )
+    cas: EvaluationConfig = Field(
+        EvaluationConfig(epochs=20),
+        description="training of the classifiers of the classifier accuracy score, on samples",
+    )
+    cas_per_class: Count = Field(
+        5000, description="fresh samples of each class in an epoch of these classifiers"
+    )
+    cas_seeds: Seeds = Field((0, 1, 2), description="one classifier for each")
+    seed: Seed = Field(0, description="of the measured latents and of the kernel's subsets")
+
+
+class MeasureConfig(MetricsConfig):
+    """What is measured, on which images."""
+
+    dataset: str | None = Field(None, description="data set with the real images")
+    validation: int = Field(
+        0,
+        ge=0,
+        description="training images held out, as in the generator's own training; if any, "
+        "samples are compared with them, else with the test images",
+    )
+    image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
+        None, description="bring images of mixed sizes to this many pixels"
+    )
+    image_column: str | None = Field(None, description="image column, where it cannot be found")
+    label_column: str | None = Field(None, description="label column, where it cannot be found")
+    weights: Weights = Field("average", description="the generator's averaged or raw weights")
+    recalibrate: bool = Field(
+        False, description="take the generator's batch statistics anew, from its own samples"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    extractors: str = Field("runs/extractors", description="directory that keeps trained networks")
+    out: str | None = Field(None, description="JSON file to write the figures to")
+
+
 class PretrainingConfig(Config):
     """How a class-conditional BigGAN is trained: hinge loss, DiffAugment, averaged weights."""
 
@@ -225,6 +287,19 @@ class PretrainingConfig(Config):
     seed: Seed = Field(0, description="root of every random stream")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     out: str | None = Field(None, description="directory (default: runs/pretrain-PRESET)")
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        120.0, description="seconds between snapshots that a killed training goes on from"
+    )
+    measure_every: int = Field(
+        0, ge=0, description="measure the average after every so many steps; 0 never does"
+    )
+    monitor: MetricsConfig = Field(
+        MetricsConfig(figures=("frechet",), samples=2000),
+        description="what is measured along the training, against validation images",
+    )
+    card: MetricsConfig = Field(
+        MetricsConfig(figures=("frechet", "cas")), description="what the generator's card says"
+    )
 
 
 class RunConfig(Config):
@@ -236,6 +311,12 @@ class RunConfig(Config):
         description="digits, a Parquet folder, or hf: imagefolder: npz: cifar-binary: and a place",
     )
     generator: str = Field("biggan-digits", description="a shipped generator's name, or a file")
+    generator_weights: Weights = Field(
+        "average", description="the generator's averaged or raw weights"
+    )
+    recalibrate: bool = Field(
+        False, description="take the generator's batch statistics anew, from its own samples"
+    )
     latents_per_class: Count | None = Field(
         10, description="size of the bank; None takes every training image"
     )

@@ -92,7 +92,13 @@ class Experiment:
     @cached_property
     def generator(self) -> StoredGenerator:
         """The frozen generator, checked against the data."""
-        generator = load_generator(self.config.generator, pick_device(self.config.device))
+        config = self.config
+        generator = load_generator(
+            config.generator,
+            pick_device(config.device),
+            config.generator_weights,
+            config.recalibrate,
+        )
         check_images(generator, self.data.train)
         return generator
 

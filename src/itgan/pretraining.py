@@ -6,11 +6,10 @@
 T is DiffAugment: one random transformation for each image, real and generated alike, in both
 steps, so that the discriminator cannot memorise the images. The generator that is kept has the
 exponential average of the raw weights; the spectral vectors are recomputed for it, because an
-average of unit vectors is no unit vector.
+average of unit vectors is no unit vector. Its file holds the raw weights too.
 """
 
 import copy
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,15 +26,21 @@ from itgan.configs import PretrainingConfig
 from itgan.data import Dataset, ImageSet
 from itgan.devices import autocast, pick_device
 from itgan.errors import InputError
+from itgan.generators import RAW, FrozenGenerator
 from itgan.generators.biggan import BigGAN, BigGANShape, Discriminator
+from itgan.journal import Journal
+from itgan.metrics import measure
 from itgan.pictures import grid, to_uint8
 from itgan.progress import say, track
 from itgan.randomness import derive, derive_seed
 
 DIFFAUGMENT = {"translation": "crop", "cutout": "cutout", "color": "color"}
 LOG_EVERY = 50
-# Fields that say where and how long, not what: another value goes on with the same training.
-PLACES = {"steps", "device", "dataset", "image_column", "label_column", "out"}
+# Fields that say where, how long and what is told, not what is trained: another value goes on with
+# the same training.
+TOLD = {"checkpoint_seconds", "measure_every", "monitor", "card"}
+PLACES = {"steps", "device", "dataset", "image_column", "label_column", "out"} | TOLD
+LARGEST_LOSS = 1e6
 SAMPLE_EVERY = 1000
 
 
@@ -62,6 +67,10 @@ def _diffaugment(images: Tensor, groups: tuple[str, ...], rng: torch.Generator) 
         uniforms = torch.rand(len(images), 3, generator=rng)
         images = siamese(images, Augmentation(group, uniforms))
     return images
+
+
+class _Diverged(Exception):
+    """A loss or a gradient that no step can be made with; the weights are those before it."""
 
 
 class _Stream:
@@ -135,7 +144,7 @@ class GANTrainer:
             scores = self.discriminator(images, torch.cat([labels, fake_labels])).float()
         of_real, of_fake = scores.split([len(real), len(fake)])
         loss = F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()
-        return _descend(self.adam["discriminator"], loss)
+        return _descend(self.adam["discriminator"], loss, "discriminator")
 
     def _generator_step(self, step: int) -> Tensor:
         rng = derive(self.config.seed, "generator", step)
@@ -144,7 +153,7 @@ class GANTrainer:
             fake, labels = self._fakes(rng)
             fake = _diffaugment(fake.float(), self.groups, rng)
             loss = -self.discriminator(fake, labels).float().mean()
-        loss = _descend(self.adam["generator"], loss)
+        loss = _descend(self.adam["generator"], loss, "generator")
         self.discriminator.requires_grad_(True)
         return loss
 
@@ -209,9 +218,20 @@ def _adam(network: nn.Module, rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
 
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, name: str) -> Tensor:
+    """One step, unless it would ruin the weights.
+
+    Raises:
+        _Diverged: the loss is not finite or too large, or a gradient is not finite.
+    """
+    if not abs(float(loss.detach())) < LARGEST_LOSS:
+        raise _Diverged(f"the {name}'s loss became {float(loss.detach())}")
     optimiser.zero_grad()
     loss.backward()
+    weights = [w for group in optimiser.param_groups for w in group["params"]]
+    gradients = [w.grad for w in weights if w.grad is not None]
+    if not torch.nn.utils.get_total_norm(gradients).isfinite():
+        raise _Diverged(f"the gradient of the {name}'s loss became non-finite")
     optimiser.step()
     return loss.detach()
 
@@ -220,28 +240,38 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
 
 
+def identity_of(config: PretrainingConfig, images: ImageSet) -> str:
+    """A hash of what the weights depend on, step count aside."""
+    # Defaults are left out: a field added later must not orphan a training that took days.
+    settings = config.model_dump(exclude=PLACES, exclude_defaults=True)
+    return artefacts.json_digest([settings, images.fingerprint])
+
+
 def pretrain(config: PretrainingConfig, data: Dataset, out: Path) -> Path:
     """Train a generator in the directory ``out``, or go on where a killed run stopped.
 
-    Writes ``generator.safetensors`` (averaged weights), ``metrics.jsonl`` and sample grids.
+    Writes ``generator.safetensors`` (averaged and raw weights), ``metrics.jsonl``, sample grids
+    and, where TensorBoard is installed, its log.
 
     Returns:
         The generator's path.
 
     Raises:
-        InputError: ``out`` belongs to another configuration or has more steps already, or the
-            loss became non-finite (the last good checkpoint is kept).
+        InputError: ``out`` belongs to another configuration or has more steps already, there are
+            no validation images to measure on, or a loss became non-finite (the last good
+            checkpoint is kept).
     """
-    identity = artefacts.json_digest(
-        # Defaults are left out: a field added later must not orphan a training that took days.
-        [
-            config.model_dump(exclude=PLACES, exclude_defaults=True),
-            data.train.fingerprint,
-        ]
-    )
+    if config.measure_every and data.validation is None:
+        raise InputError(
+            "measure_every: the training is measured on validation images; hold some out with "
+            "--validation"
+        )
+    identity = identity_of(config, data.train)
     with artefacts.locked(out):
         trainer = GANTrainer(config, data.train)
-        checkpoint = Checkpoint(out / "checkpoint.safetensors", identity, every_seconds=120.0)
+        checkpoint = Checkpoint(
+            out / "checkpoint.safetensors", identity, config.checkpoint_seconds
+        )
         begun = 0
         if (found := checkpoint.load()) is not None:
             trainer.restore(found[0])
@@ -253,45 +283,60 @@ def pretrain(config: PretrainingConfig, data: Dataset, out: Path) -> Path:
                 )
             say(f"pretrain: goes on at step {begun} of {config.steps}")
         artefacts.write_json(out / "config.json", config.model_dump())
-        _train(trainer, checkpoint, begun, out)
-        return _export(trainer, data, identity, out)
+        journal = Journal(out, begun)
+        try:
+            _train(trainer, data, checkpoint, begun, journal)
+        finally:
+            journal.close()
+        return _export(trainer, data, identity, journal)
 
 
-def _train(trainer: GANTrainer, checkpoint: Checkpoint, begun: int, out: Path) -> None:
-    log = out / "metrics.jsonl"
-    kept = [row for row in artefacts.read_jsonl(log) if row["step"] <= begun]
-    artefacts.write_bytes(log, "".join(json.dumps(row) + "\n" for row in kept).encode())
+def _train(
+    trainer: GANTrainer, data: Dataset, checkpoint: Checkpoint, begun: int, journal: Journal
+) -> None:
+    config = trainer.config
     last = time.monotonic()
-    for step in track(range(begun, trainer.config.steps), "pretrain"):
-        losses = trainer.step(step)
-        if not all(abs(value) < 1e6 for value in losses.values()):
+    for step in track(range(begun, config.steps), "pretrain"):
+        try:
+            losses = trainer.step(step)
+        except _Diverged as error:
             raise InputError(
-                f"pretrain: the loss became {losses} at step {step}; the last good checkpoint is "
-                f"kept in {out}; lower the learning rates or use --precision fp32"
-            )
+                f"pretrain: {error} at step {step}; the last good checkpoint is kept in "
+                f"{journal.out}; lower the learning rates or use --precision fp32"
+            ) from error
         done = step + 1
-        end = done == trainer.config.steps
+        end = done == config.steps
         if done % LOG_EVERY == 0 or end:
             now = time.monotonic()
-            artefacts.append_jsonl(log, {"step": done, **losses, "seconds": round(now - last, 3)})
+            journal.numbers(done, losses, {"seconds": now - last})
             last = now
         if done % SAMPLE_EVERY == 0 or end:
-            (out / "samples").mkdir(exist_ok=True)
-            trainer.sample_grid().save(out / "samples" / f"{done:07d}.png")
+            journal.picture(done, trainer.sample_grid())
+        if config.measure_every and (done % config.measure_every == 0 or end):
+            before = time.monotonic()
+            journal.numbers(done, _measured(trainer, data, journal.out), {})
+            last += time.monotonic() - before  # no training
         checkpoint.offer(done, trainer.state, force=end)
 
 
-def _export(trainer: GANTrainer, data: Dataset, identity: str, out: Path) -> Path:
-    path = out / "generator.safetensors"
-    seconds = sum(row["seconds"] for row in artefacts.read_jsonl(out / "metrics.jsonl"))
+def _measured(trainer: GANTrainer, data: Dataset, out: Path) -> dict[str, float]:
+    generator = FrozenGenerator.from_biggan(trainer.averaged())
+    figures = measure(generator, data, trainer.config.monitor, out, trainer.config.device)
+    return {figure.name: figure.value for figure in figures}
+
+
+def _export(trainer: GANTrainer, data: Dataset, identity: str, journal: Journal) -> Path:
+    path = journal.out / "generator.safetensors"
+    seconds = sum(row.get("seconds", 0) for row in journal.rows())
+    raw = {f"{RAW}{name}": t for name, t in trainer.generator.state_dict().items()}
     artefacts.save(
         path,
-        trainer.averaged().state_dict(),
+        {**trainer.averaged().state_dict(), **raw},
         {
             "kind": "generator",
             "architecture": "biggan",
-            "weights": "average",
-            "config": trainer.config.model_dump(),
+            "weights": "average, raw",
+            "config": trainer.config.model_dump(exclude=TOLD),
             "training": identity,
             "dataset": data.name,
             "class_names": list(data.class_names),

@@ -9,6 +9,7 @@ from itgan.configs import (
     EvaluationConfig,
     InversionConfig,
     PoolConfig,
+    MetricsConfig,
     PretrainingConfig,
     RunConfig,
 )
@@ -205,8 +206,16 @@ def _flags(base: Config, config: Config, prefix: str = "--") -> Iterator[str]:
 
 def pretrain_digits() -> PretrainingConfig:
     """The shipped generator of 8x8 digits, about ten minutes on two cores."""
+    unmirrored = EvaluationConfig(epochs=20, augmentation=DIGITS_AUGMENTATION)
+    protocol = MetricsConfig(extractor=unmirrored, cas=unmirrored, cas_per_class=100)
     return PretrainingConfig(
-        dataset="digits", validation=200, steps=5000, latent_dim=32, flip=False
+        dataset="digits",
+        validation=200,
+        steps=5000,
+        latent_dim=32,
+        flip=False,
+        monitor=protocol.model_copy(update={"figures": ("frechet",), "samples": 2000}),
+        card=protocol.model_copy(update={"figures": ("frechet", "cas")}),
     )
 
 

@@ -17,6 +17,7 @@ from itgan.generators.biggan import (
     UpBlock,
     power_step,
 )
+from itgan.randomness import derive
 
 CIFAR = BigGANShape(64, 10, (3, 32, 32), 128)
 
@@ -282,3 +283,50 @@ def test_initial_weights_are_small_normals():
             assert (tensor == 1).all()
         else:
             assert (tensor == 0).all(), name
+
+
+# --- recalibration ------------------------------------------------------------------------------
+
+
+def test_recalibrated_statistics_of_the_first_norm_by_hand(make_biggan):
+    model = make_biggan(BigGANShape(2, 5, (1, 8, 8), 6))
+    linear, norm = model.linear, model.blocks[0][0].bn1
+    means, variances = [], []
+    for i in range(20):
+        latents = torch.randn(100, 6, generator=derive(0, "recalibration", i))
+        x = F.linear(latents, linear.normalised(), linear.bias).unflatten(1, (-1, 4, 4))
+        rows = x.detach().transpose(0, 1).flatten(1)  # w, all numbers of a channel
+        means.append(rows.mean(1))
+        variances.append(rows.var(1))
+    model.recalibrate()
+    torch.testing.assert_close(norm.stored_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.stored_var, torch.stack(variances).mean(0))
+
+
+def test_a_recalibrated_model_makes_what_it_makes_in_training(make_biggan):
+    """In training norms use the statistics of the batch; recalibrated ones are close to them."""
+    model = make_biggan(BigGANShape(2, 5, (1, 8, 8), 6))
+    latents, labels = randn(2000, 6), torch.arange(2000) % 5
+    before = model(latents, labels)
+    model.recalibrate()
+    after = model(latents, labels)
+    for norm in model.modules():
+        if isinstance(norm, ConditionalNorm | OutputNorm):
+            norm.train()
+    trained = model(latents, labels)
+    far, near = ((images - trained).abs().mean().item() for images in (before, after))
+    assert near < 0.02
+    assert far > 5 * near
+
+
+def test_recalibration_changes_statistics_only(make_biggan):
+    model = make_biggan(BigGANShape(2, 5, (3, 16, 16), 6))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    model.recalibrate()
+    once = {name: t.clone() for name, t in model.state_dict().items()}
+    assert not model.training
+    for name, tensor in once.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name]) == ("stored" not in name), name
+    model.recalibrate()
+    assert all(torch.equal(t, once[name]) for name, t in model.state_dict().items())

@@ -181,6 +181,61 @@ def test_a_flipped_byte_is_refused_by_name_and_hash(own):
         load_generator(own)
 
 
+# --- averaged or raw, recalibrated or not -------------------------------------------------------
+
+
+@pytest.fixture
+def both(tmp_path, biggan, make_biggan):
+    """A file with averaged and raw weights, and the raw model."""
+    raw = make_biggan(biggan.shape, seed=1)
+    tensors = {**biggan.state_dict(), **{f"raw.{n}": t for n, t in raw.state_dict().items()}}
+    path = tmp_path / "both.safetensors"
+    artefacts.save(path, tensors, {"kind": "generator"})
+    return path, raw
+
+
+def test_the_average_is_taken_unless_raw_weights_are_asked_for(both, generator):
+    path, raw = both
+    assert load_generator(path).fingerprint == generator.fingerprint
+    expected = FrozenGenerator.from_biggan(raw).fingerprint
+    assert load_generator(path, weights="raw").fingerprint == expected
+
+
+def test_raw_weights_that_are_not_there(own, tmp_path):
+    path = saved(official_state(1, blocks=1), tmp_path / "g.pth")
+    for file in (own, path):
+        with pytest.raises(
+            InputError,
+            match=rf"{file.name}: holds no raw weights .*; load it with weights average",
+        ):
+            load_generator(file, weights="raw")
+
+
+@pytest.mark.parametrize("weights", ["average", "raw"])
+def test_recalibrated_statistics_do_not_depend_on_the_stored_ones(both, tmp_path, weights):
+    path, _ = both
+    tensors, _ = artefacts.load(path)
+    prefix = "raw." if weights == "raw" else ""
+    for name in tensors:
+        if name.startswith(prefix) and "stored" in name:
+            tensors[name] = tensors[name] * 3 + 1
+    other = tmp_path / "other.safetensors"
+    artefacts.save(other, tensors, {"kind": "generator"})
+    plain, again = (load_generator(p, weights=weights).fingerprint for p in (path, other))
+    assert plain != again
+    fresh = [load_generator(p, weights=weights, recalibrate=True) for p in (path, other)]
+    assert fresh[0].fingerprint == fresh[1].fingerprint
+    assert fresh[0].fingerprint not in (plain, again)
+
+
+def test_released_files_are_recalibrated_too(tmp_path):
+    path = saved(official_state(1, blocks=1), tmp_path / "g.pth")
+    before = torch.get_rng_state()
+    one, other = (load_generator(path, recalibrate=True) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before), "the global random state was used"
+    assert one.fingerprint == other.fingerprint != load_generator(path).fingerprint
+
+
 def test_another_kind_of_file_is_refused(tmp_path, bank):
     bank.save(tmp_path / "bank.safetensors")
     with pytest.raises(InputError, match="holds a 'bank', expected a 'generator'"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from itgan import artefacts
+from itgan.configs import Weights
 from itgan.devices import pick_device
 from itgan.errors import InputError
 from itgan.generators.biggan import BigGAN, BigGANShape
@@ -21,6 +22,7 @@ from itgan.generators.torchscript import (
     load_torchscript,
 )
 
+RAW = "raw."  # before the names of the raw weights in a file
 StoredGenerator = FrozenGenerator | TorchScriptGenerator
 """Generators that a file can hold."""
 
@@ -46,31 +48,59 @@ def shipped(kind: str) -> dict[str, Path]:
     return {p.stem: p for p in paths if artefacts.read_metadata(p).get("kind") == kind}
 
 
-def load_generator(source: str | Path, device: str | torch.device = "cpu") -> StoredGenerator:
+def find_generator(source: str | Path) -> Path:
+    """The file of a generator, given by its path or a shipped name.
+
+    Raises:
+        InputError: neither a file's path nor a shipped name.
+    """
+    path = Path(source)
+    if path.suffix or path.exists():
+        return path
+    names = shipped("generator")
+    if str(source) not in names:
+        raise InputError(
+            f"generator {str(source)!r}: no such file, and not one of the shipped ones: "
+            f"{', '.join(names)}"
+        )
+    return names[str(source)]
+
+
+def load_generator(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    weights: Weights = "average",
+    recalibrate: bool = False,
+) -> StoredGenerator:
     """Load a generator, frozen.
+
+    Other weights or statistics make another generator, with a fingerprint of its own.
 
     Args:
         source: a shipped name (see ``itgan zoo``), a ``.safetensors`` file of this project, a
             BigGAN state dict (``.pth``) in the layout of the public CIFAR generators, or a
             TorchScript module (``.pt``) that says how it is called (``generators.torchscript``).
         device: where it computes.
+        weights: the average along the training, or the raw weights of its last step, where the
+            file holds them.
+        recalibrate: take the statistics of a BigGAN's norms anew, from 2,000 samples.
 
     Raises:
-        InputError: unknown name, or a file that is damaged or of another layout.
+        InputError: unknown name, a file that is damaged or of another layout, or one without the
+            weights or the norms that are asked for.
     """
-    path = Path(source)
-    if path.suffix == "" and not path.exists():
-        names = shipped("generator")
-        if str(source) not in names:
-            raise InputError(
-                f"generator {str(source)!r}: no such file, and not one of the shipped ones: "
-                f"{', '.join(names)}"
-            )
-        path = names[str(source)]
+    path = find_generator(source)
     if path.suffix == ".safetensors":
-        state, _ = artefacts.load(path, "generator")
+        tensors, _ = artefacts.load(path, "generator")
+        state = _select_weights(path, tensors, weights)
     elif path.suffix in (".pt", ".pth"):
+        if weights == "raw":
+            raise _only_one_set(path)
         if is_torchscript(path):
+            if recalibrate:
+                raise InputError(
+                    f"{path}: recalibrate is for BigGANs, not for TorchScript modules"
+                )
             return load_torchscript(path, pick_device(str(device)))
         state = artefacts.load_foreign(path)
     else:
@@ -79,10 +109,36 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> St
             "run code when loaded, or have no gradient, must be converted to one of these first"
         )
     try:
-        frozen = FrozenGenerator.from_biggan(biggan_from_state(state))
+        model = biggan_from_state(state)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return frozen.to(pick_device(str(device)))
+    where = pick_device(str(device))
+    if recalibrate:
+        model.to(where if where.type == "cuda" else "cpu").recalibrate()
+    return FrozenGenerator.from_biggan(model).to(where)
+
+
+def _select_weights(
+    path: Path, tensors: Mapping[str, Tensor], weights: Weights
+) -> dict[str, Tensor]:
+    """The averaged or the raw state dict of a file that may hold both.
+
+    Raises:
+        InputError: there are no raw weights.
+    """
+    raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
+    if weights == "average":
+        return {n: t for n, t in tensors.items() if not n.startswith(RAW)}
+    if not raw:
+        raise _only_one_set(path)
+    return raw
+
+
+def _only_one_set(path: Path) -> InputError:
+    return InputError(
+        f"{path}: holds no raw weights beside its own; load it with weights average, or train a "
+        "generator with itgan pretrain, whose files hold both"
+    )
 
 
 def restore_generator(

@@ -18,8 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itgan.errors import InputError
+from itgan.randomness import derive
 
 BN_EPS = 1e-5
+RECALIBRATION = (20, 100)  # batches, latents in each
 
 
 def power_step(weight: Float[Tensor, "o i"], u: Float[Tensor, "1 o"]) -> tuple[Tensor, Tensor]:
@@ -251,6 +253,39 @@ class BigGAN(nn.Module):
                     u, sigma = power_step(weight, module.u0)
                     module.u0.copy_(u)
                     module.sv0.fill_(sigma)
+
+    @torch.no_grad()
+    def recalibrate(self) -> None:
+        """Take the statistics of every norm anew, from the model's own samples.
+
+        Batches of random latents and labels pass with each norm's batch statistics; means and
+        unbiased variances are averaged over the batches. In fp64, so that the rounded statistics,
+        and with them a fingerprint, are the same on every processor.
+        """
+        norms = [m for m in self.modules() if isinstance(m, ConditionalNorm | OutputNorm)]
+        kept: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+        def add(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+            kept[norm].append(torch.var_mean(given[0], (0, 2, 3)))
+
+        was_training, device = self.training, self.linear.weight.device
+        hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+        self.double().eval()  # spectral vectors stay as they are
+        for norm in norms:
+            norm.train()
+        batches, size = RECALIBRATION
+        for i in range(batches):
+            rng = derive(0, "recalibration", i)
+            latents = torch.randn(size, self.shape.latent_dim, generator=rng).double()
+            labels = torch.randint(self.shape.num_classes, (size,), generator=rng)
+            self(latents.to(device), labels.to(device))
+        for hook in hooks:
+            hook.remove()
+        for norm in norms:
+            variances, means = zip(*kept[norm], strict=True)
+            norm.stored_mean.copy_(torch.stack(means).mean(0))
+            norm.stored_var.copy_(torch.stack(variances).mean(0))
+        self.float().train(was_training)
 
 
 class DownBlock(nn.Module):
