@@ -6,6 +6,7 @@ unpickles: foreign ``.pt`` files go through ``torch.load(weights_only=True)``.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -44,17 +45,50 @@ def json_digest(value: object) -> str:
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
-    """Write beside, flush to the disk, rename: the file is the old one or the new one, whole."""
+    """Write beside, flush to the disk, rename: the file is the old one or the new one, whole.
+
+    What is beside is called ``.NAME.PID``; a killed process leaves it for ``sweep``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
+            with contextlib.suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # held while this process lives
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # nor can every one do this
+        os.fsync(directory)  # the new name, too
+    os.close(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed processes were writing here, and nothing of a process that lives.
+
+    Process numbers mean nothing to another machine or container, so a file must also be unlocked.
+    """
+    for beside in directory.glob(".*.*"):
+        owner = beside.suffix[1:]
+        if not (owner.isascii() and owner.isdigit()) or _lives(int(owner)):
+            continue
+        with contextlib.suppress(OSError), beside.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            beside.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def write_json(path: Path, value: object) -> None:
@@ -158,6 +192,20 @@ class Checkpoint:
         self.every_seconds = every_seconds
         self._last = time.monotonic()
 
+    def part(self, name: str | int) -> "Checkpoint":
+        """A checkpoint of its own for one of several loops; it goes when the whole is cleared."""
+        path = self.path.with_name(f"{self.path.stem}.part-{name}{self.path.suffix}")
+        return Checkpoint(path, f"{self.identity}/{name}", self.every_seconds)
+
+    def _files(self) -> list[Path]:
+        """Those that exist: of the whole, and of its parts."""
+        pattern = f"{glob.escape(self.path.stem)}.part-*{self.path.suffix}"
+        return [path for path in (self.path, *self.path.parent.glob(pattern)) if path.exists()]
+
+    def begun(self) -> bool:
+        """Whether there is a snapshot to go on from."""
+        return bool(self._files())
+
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest snapshot's tensors and metadata (``step`` among them), or None."""
         if not self.path.exists():
@@ -178,8 +226,9 @@ class Checkpoint:
         return True
 
     def clear(self) -> None:
-        """Remove the snapshot: the loop has ended."""
-        self.path.unlink(missing_ok=True)
+        """Remove the snapshot and those of all parts: the loops have ended."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
@@ -197,7 +246,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a log; torn ones are left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -208,6 +257,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Own a directory for the length of the block; another process is refused.
+
+    What killed processes left here half-written is removed.
 
     Raises:
         InputError: another process works in this directory.
@@ -221,4 +272,5 @@ def locked(directory: Path) -> Iterator[None]:
                 f"{directory}: another process is working in this directory; wait for it or "
                 "give another --out"
             ) from error
+        sweep(directory)
         yield

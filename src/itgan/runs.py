@@ -26,6 +26,9 @@ from itgan.latents import LatentBank
 from itgan.networks import Network
 from itgan.progress import say
 
+# Fields that say where and how, not what: other values go on with the same run.
+PLACES = {"out", "device", "checkpoint_seconds"}
+
 
 @dataclass(frozen=True, eq=False)
 class Cell:
@@ -115,9 +118,10 @@ STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path, Cell], Any]]]
 class Run:
     """A directory with the cells of one configuration."""
 
-    def __init__(self, path: Path) -> None:
-        """Nothing is written before it is needed."""
+    def __init__(self, path: Path, checkpoint_seconds: float = 60.0) -> None:
+        """Nothing is written before it is needed; snapshots inside a cell are so far apart."""
         self.path = path
+        self.checkpoint_seconds = checkpoint_seconds
         self._values: dict[str, Any] = {}
 
     def exists(self) -> bool:
@@ -144,11 +148,13 @@ class Run:
         Raises:
             InputError: it holds another configuration's run; the message names the fields.
         """
+        for folder in ("cells", "partial", "sets"):
+            artefacts.sweep(self.path / folder)
         target = self.path / "config.json"
-        fresh = config.model_dump(mode="json", exclude={"out", "device"})
+        fresh = config.model_dump(mode="json", exclude=PLACES)
         if target.exists():
             # Through the config, so that fields added since then have their defaults.
-            kept = self.config().model_dump(mode="json", exclude={"out", "device"})
+            kept = self.config().model_dump(mode="json", exclude=PLACES)
             if kept != fresh:
                 fields = ", ".join(_differences(kept, fresh))
                 raise InputError(
@@ -156,8 +162,8 @@ class Run:
                     f"differ: {fields}; give another --out, or the values that it was begun with"
                 )
             return
-        artefacts.write_json(target, config.model_dump(mode="json"))
         artefacts.write_json(self.path / "environment.json", environment())
+        artefacts.write_json(target, config.model_dump(mode="json"))
 
     def file(self, cell: Cell) -> Path:
         """Where a cell's value is kept."""
@@ -173,20 +179,21 @@ class Run:
             return self._values[cell.name]
         path = self.file(cell)
         _, save, load = STORAGE[cell.kind]
+        snapshot = self.path / "partial" / f"{cell.name}.safetensors"
+        checkpoint = Checkpoint(snapshot, cell.name, self.checkpoint_seconds)
         if not path.exists():
             inputs = [self.value(before) for before in cell.inputs]
-            say(f"{cell.label} ({cell.name})")
-            checkpoint = Checkpoint(self.path / "partial" / f"{cell.name}.safetensors", cell.name)
+            say(f"{cell.label} ({cell.name})" + (" goes on" if checkpoint.begun() else ""))
             begun = time.perf_counter()
             value = cell.compute(*inputs, checkpoint=checkpoint)
             save(path, value, cell)
-            checkpoint.clear()
             seconds = round(time.perf_counter() - begun, 3)
             artefacts.append_jsonl(
                 self.path / "metrics.jsonl",
                 {"cell": cell.name, "label": cell.label, "seconds": seconds, **_last(value)},
             )
         self._values[cell.name] = load(path, cell)
+        checkpoint.clear()  # also one that a kill has left beside the value
         return self._values[cell.name]
 
     def write_trials(self, trials: Iterable[Trial], rows: list[dict[str, Any]]) -> None:
