@@ -1,14 +1,15 @@
-"""Runs `itgan` again and again in processes of their own, and lets them die in given ways.
+"""Runs `itgan` again and again in processes of their own, and lets them end in given ways.
 
 A script: it reads lives (a JSON object on each line) from its standard input, and answers each
 with its exit code (negative: the signal), what it said on stderr, and the seconds that it worked.
 A life is a fork of a process that has imported everything already, so that it starts quickly.
 
     arguments   of the command line
-    kill        seconds of work (from the first line on stderr) after which SIGKILL comes
-    die_in      [call, n]: SIGKILL in the n-th ``write``, ``fsync`` or ``replace`` of a file
-    limits      of resources, by their names, in bytes above what is in use for AS
-    signals     [[seconds of work, number], ...]
+    signals     [[seconds of work (from the first line on stderr), signal], ...]
+    within      [[call, which, signal], ...]: it comes in the middle of a ``write``, or before an
+                ``fsync``, ``replace`` or ``unlink``; which: the n-th, or the first of such a name
+    limits      [beginning of a line on stderr, {name of a resource: bytes}]; AS counts from what
+                is in use
 """
 
 import io
@@ -32,61 +33,61 @@ itgan.load_dataset("digits")  # these two import much
 itgan.load_generator("biggan-digits")
 
 
-def die_in(call, n):
-    """SIGKILL this process in the middle of its n-th such call."""
-    left = [n]
+def nothing(*args):
+    pass
 
-    def doomed(half, whole):
-        def wrapped(*args):
-            left[0] -= 1
-            if left[0] == 0:
-                half(*args)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return whole(*args)
 
-        return wrapped
+def half(file, payload):
+    io.BufferedWriter.write(file, payload[: len(payload) // 2])
+    file.flush()
 
-    def nothing(*args):
-        pass
 
+def signalling(call, which, number, before=nothing):
+    """``call``, in which the signal comes once."""
+    left = which
+
+    def wrapped(*args, **options):
+        nonlocal left
+        if isinstance(left, str):
+            hit = left in str(getattr(args[0], "name", args[0]))
+        else:
+            left -= 1
+            hit = left == 0
+        if hit:
+            left = 0
+            before(*args)
+            os.kill(os.getpid(), number)
+        return call(*args, **options)
+
+    return wrapped
+
+
+def arm(call, which, number):
     if call == "fsync":
-        os.fsync = doomed(nothing, os.fsync)
-    elif call == "replace":
-        Path.replace = doomed(nothing, Path.replace)
+        os.fsync = signalling(os.fsync, which, number)
+    elif call != "write":
+        setattr(Path, call, signalling(getattr(Path, call), which, number))
     else:
+        write, open_path = signalling(io.BufferedWriter.write, which, number, half), Path.open
 
-        class HalfWritten(io.BufferedWriter):
+        class Writer(io.BufferedWriter):
             def write(self, payload):
                 return write(self, payload)
 
-        def half(file, payload):
-            io.BufferedWriter.write(file, payload[: len(payload) // 2])
-            file.flush()
-
         def opened(path, mode="r", **options):
             if mode == "wb":
-                return HalfWritten(io.FileIO(path, "wb"))
+                return Writer(io.FileIO(path, "wb"))
             return open_path(path, mode, **options)
 
-        write, open_path = doomed(half, io.BufferedWriter.write), Path.open
         Path.open = opened
-
-
-def limit(limits):
-    for name, value in limits.items():
-        if name == "AS":
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            value += pages * resource.getpagesize()
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def child(life, stderr):
     os.dup2(stderr, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "die_in" in life:
-        die_in(*life["die_in"])
-    limit(life.get("limits", {}))
+    for armed in life.get("within", []):
+        arm(*armed)
     code = 70
     try:
         code = itgan.cli.main(life["arguments"])
@@ -97,6 +98,14 @@ def child(life, stderr):
         os._exit(code)
 
 
+def limit(process, limits):
+    for name, value in limits.items():
+        if name == "AS":
+            pages = int(Path(f"/proc/{process}/statm").read_text().split()[0])
+            value += pages * resource.getpagesize()
+        resource.prlimit(process, getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
 def live(life):
     reader, writer = os.pipe()
     process = os.fork()
@@ -104,19 +113,23 @@ def live(life):
         os.close(reader)
         child(life, writer)
     os.close(writer)
+    said, begun = "", time.perf_counter()
     with open(reader) as stderr:  # noqa: PTH123
-        first, begun = stderr.readline(), time.perf_counter()
-        kill = [[life["kill"], signal.SIGKILL]] if "kill" in life else []
-        for seconds, number in [*life.get("signals", []), *kill]:
-            time.sleep(max(0.0, begun + seconds - time.perf_counter()))
-            os.kill(process, number)
-        said = first + stderr.read()
+        at, limits = life.get("limits", [None, {}])
+        if at == "":
+            limit(process, limits)
+        for count, line in enumerate(stderr):
+            said += line
+            if at and line.startswith(at):
+                limit(process, limits)
+            if count == 0:
+                begun = time.perf_counter()
+                for seconds, number in life.get("signals", []):
+                    time.sleep(max(0.0, begun + seconds - time.perf_counter()))
+                    os.kill(process, number)
     _, status = os.waitpid(process, 0)
-    return {
-        "code": os.waitstatus_to_exitcode(status),
-        "said": said,
-        "seconds": time.perf_counter() - begun,
-    }
+    seconds = time.perf_counter() - begun
+    return {"code": os.waitstatus_to_exitcode(status), "said": said, "seconds": seconds}
 
 
 for line in sys.stdin:

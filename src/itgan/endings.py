@@ -27,6 +27,8 @@ OUT_OF_MEMORY = (
     "failed to map segment",
     "can't start new thread",
 )
+# oneDNN's whole message when it gets no memory; a longer one would tell of something else.
+ONEDNN = ("could not create a primitive", "could not execute a primitive")
 
 
 class Interruption:
@@ -132,6 +134,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
+    if not isinstance(error, (RuntimeError, ImportError)):
+        return isinstance(error, MemoryError)
     text = str(error).lower()
-    told = isinstance(error, (RuntimeError, ImportError)) and any(t in text for t in OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or told
+    return text in ONEDNN or any(told in text for told in OUT_OF_MEMORY)
