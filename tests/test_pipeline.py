@@ -344,6 +344,7 @@ def trial(*sources):
     ("change", "kept"),
     [
         ({"out": "elsewhere", "recipe": "other", "device": "cpu"}, "all"),
+        ({"checkpoint_seconds": 5.0}, "all"),
         ({"evaluation": {"updates": 3}}, {"extractor", *BANKS}),
         ({"evaluation": {"augmentation": "none"}}, {"extractor", *BANKS}),
         (

@@ -28,30 +28,33 @@ T = TypeVar("T")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _print(_overview())
-        return 0
-    if arguments[0] == "--version":
-        from itgan import __version__
-
-        _print(f"itgan {__version__}")
-        return 0
     with Interruption(arguments) as interruption:
         try:
-            if arguments[0] not in COMMANDS:
-                raise InputError(f"command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
-            COMMANDS[arguments[0]](arguments[1:])
+            _dispatch(arguments)
             sys.stdout.flush()
             return 0
         except BaseException as error:
             # An interrupted import may end in any other error.
             if interruption.received or isinstance(error, KeyboardInterrupt):
                 ending = interruption.code, interruption.line
-            elif (explained := explain(error, arguments[0])) is not None:
+            elif (explained := explain(error, *arguments[:1])) is not None:
                 ending = explained
             else:
                 raise
         return _fail(*ending)  # here, where progress bars are closed already
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print(_overview())
+    elif arguments[0] == "--version":
+        from itgan import __version__
+
+        _print(f"itgan {__version__}")
+    elif arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+    else:
+        raise InputError(f"command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
 
 
 def _fail(code: int, line: str) -> int:

@@ -100,7 +100,7 @@ class Interruption:
         os._exit(self.code)
 
 
-def explain(error: BaseException, command: str) -> tuple[int, str] | None:
+def explain(error: BaseException, command: str = "") -> tuple[int, str] | None:
     """Exit code and line of what went wrong; None for a defect, which keeps its traceback."""
     causes = list(_causes(error))
     kept = {
@@ -110,7 +110,7 @@ def explain(error: BaseException, command: str) -> tuple[int, str] | None:
     if any(map(_is_memory, causes)):
         remedy = {
             "pretrain": "lower --batch-size",
-            **dict.fromkeys(STAGES, "lower --condensation.micro-batch"),
+            **dict.fromkeys(STAGES, "lower --condensation.micro-batch or a batch size"),
         }.get(command, "free some and run again")
         return 1, f"out of memory; {kept}; {remedy}"
     if any(isinstance(cause, OSError) and cause.errno in DISK_FULL for cause in causes):
