@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint types doctest check clean
+.PHONY: demo test test-slow lint types doctest check results clean
 demo: .venv/.installed
 	$(BIN)/itgan run digits
 
@@ -24,6 +24,9 @@ doctest: .venv/.developer
 	$(BIN)/python -m pytest -q --doctest-modules src
 
 check: lint types doctest test
+
+results: .venv/.installed
+	$(BIN)/python -m itgan.claims docs/claims.toml results > docs/results.md
 
 clean:
 	rm -rf .venv runs

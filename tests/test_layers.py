@@ -29,8 +29,10 @@ cards charts
 report
 runs
 pipeline
-planning publishing scoring inspection
-cli
+publishing scoring inspection
+studies
+reproduction planning
+claims cli
 """
 ORDER = {
     name: level for level, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()

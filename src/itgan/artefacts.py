@@ -254,21 +254,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+class Busy(InputError):
+    """Another process works at this place."""
+
+
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Own a directory for the length of the block; another process is refused.
+def locked(directory: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+    """Own a directory, or a named part of it, for the length of the block.
 
     What killed processes left here half-written is removed.
 
     Raises:
-        InputError: another process works in this directory.
+        Busy: another process does, and this one is not to ``wait`` for it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    with (directory / name).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise InputError(
+            raise Busy(
                 f"{directory}: another process is working in this directory; wait for it or "
                 "give another --out"
             ) from error

@@ -16,7 +16,7 @@ from typing import Any
 
 from itgan.errors import DISK_FULL, InputError
 
-STAGES = ("run", "embed", "invert", "condense", "evaluate")
+STAGES = ("run", "reproduce", "embed", "invert", "condense", "evaluate")
 # What libraries say instead of raising MemoryError.
 OUT_OF_MEMORY = (
     "out of memory",

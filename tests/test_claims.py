@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from itgan.claims import Claim, Difference, difference, judge, read_claims, results_page, verdict
+from itgan.configs import StudyConfig
+from itgan.errors import InputError
+from itgan.reproduction import entries
+from itgan.studies import STUDIES, published
+
+REGISTER = Path(__file__).parents[1] / "docs" / "claims.toml"
+
+
+def figure(*sets, latent_seeds=None):
+    """A figure of one list of accuracies for each latent set."""
+    seeds = range(len(sets)) if latent_seeds is None else latent_seeds
+    return {
+        "trials": [
+            {"latent_seed": s, "network_seed": n, "accuracy": accuracy}
+            for s, accuracies in zip(seeds, sets, strict=True)
+            for n, accuracy in enumerate(accuracies)
+        ]
+    }
+
+
+def test_a_difference_is_students_over_sets():
+    found = difference(figure([0.5, 0.6], [0.4, 0.6]), figure([0.4, 0.5], [0.3, 0.3]))
+    # Means of the sets: 10 and 20 points; their standard error is 5; one degree of freedom.
+    assert found.mean == pytest.approx(15)
+    assert found.high - found.mean == pytest.approx(5 * stats.t.ppf(0.975, 1))
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+    assert found.sets == 2
+
+
+def test_only_common_seeds_are_paired():
+    found = difference(
+        figure([0.5], [0.6], [0.7]), figure([0.4], [0.3], [0.1], latent_seeds=(0, 2, 9))
+    )
+    assert found.mean == pytest.approx((10 + 40) / 2)
+    assert difference(figure([0.5], [0.6]), figure([0.4], [0.3], latent_seeds=(5, 6))) is None
+
+
+def test_the_whole_training_set_pairs_with_every_set():
+    found = difference(figure([0.9, 0.8]), figure([0.5, 0.6], [0.7, 0.6]))
+    assert found.mean == pytest.approx((40 + 20 + 20 + 20) / 4)
+    back = difference(figure([0.5, 0.6], [0.7, 0.6]), figure([0.9, 0.8]))
+    assert (back.mean, back.low) == (pytest.approx(-found.mean), pytest.approx(-found.high))
+
+
+@pytest.mark.parametrize(
+    ("expect", "low", "high", "said"),
+    [
+        ("more", 0.1, 9.0, "holds"),
+        ("more", -9.0, -0.1, "does not hold"),
+        ("more", -0.9, 0.8, "equal"),
+        ("more", -0.9, 1.1, "too close to call at this scale"),
+        ("more", 0.1, 0.3, "holds"),
+        ("equal", -0.9, 0.8, "holds"),
+        ("equal", 0.1, 0.3, "holds"),
+        ("equal", 0.5, 3.0, "does not hold"),
+        ("equal", 0.1, 1.2, "too close to call at this scale"),
+        ("equal", -2.0, 2.0, "too close to call at this scale"),
+    ],
+)
+def test_the_rule_of_the_verdict(expect, low, high, said):
+    assert verdict(expect, Difference((low + high) / 2, low, high, 3)) == said
+
+
+def test_the_register_names_figures_that_the_studies_have():
+    claims = read_claims(REGISTER)
+    assert len(claims) >= 20
+    both = StudyConfig(dataset100="there", generator100="file")
+    for claim in claims:
+        places = {(e.row, e.column) for e in entries(claim.study, both)}
+        assert {claim.first, claim.second} <= places
+        paper = published().get(claim.study)
+        if paper:  # the paper's own figures say what we say that it claims
+            (a, b) = (paper[row][column][0] for row, column in (claim.first, claim.second))
+            assert a > b if claim.expect == "more" else abs(a - b) <= 1
+
+
+def test_what_is_not_kept_is_not_measured():
+    claim = Claim(
+        id="x",
+        place="Table 1",
+        text="text",
+        study="table1",
+        first=("a", "b"),
+        second=("a", "c"),
+        expect="more",
+    )
+    kept = {("table1", "a", "b"): figure([0.5], [0.6])}
+    assert judge(claim, kept) == (None, "not measured")
+    kept["table1", "a", "c"] = figure([0.4], [0.5])
+    found, said = judge(claim, kept)
+    assert (found.low, said) == (pytest.approx(10), "holds")
+
+
+def test_a_page_has_every_claim_and_every_kept_study():
+    claims = read_claims(REGISTER)
+    row = {
+        "study": "table5",
+        "row": "Accuracy",
+        "column": "whole",
+        "mean": 50.0,
+        "std": 1.0,
+        "n": 4,
+    }
+    page = results_page(claims, {("table5", "Accuracy", "whole"): {**row, **figure([0.5])}})
+    assert all(claim.text in page for claim in claims)
+    assert page.count("not measured (`itgan reproduce") == len(claims)
+    assert f"## table5: {STUDIES['table5'].title}" in page
+    assert "## table6" not in page
+    assert "| 50.0 ± 1.0 |" in page
+
+
+@pytest.mark.parametrize("text", ["", "[[claim]]\nid = 'x'", "not toml ["])
+def test_what_is_no_register_is_refused(text, tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not a register of claims"):
+        read_claims(path)
