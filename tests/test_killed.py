@@ -129,35 +129,34 @@ def test_killed_in_the_middle_of_writing(file, live, unbroken, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_processes_killed_at_random_times(file, unbroken, tmp_path, capsys):
-    """The real command, started anew each time."""
+def test_killed_twenty_times(file, live, unbroken, tmp_path, capsys):
+    """Until it ends; the last word has a process that is started like any user's."""
+    path, seconds = unbroken
     out = tmp_path / "run"
-    again = [sys.executable, "-m", "itgan.cli", *command(file, out, "--checkpoint-seconds", 0)]
+    again = command(file, out, "--checkpoint-seconds", 0)
     rng, begun = random.Random(1), time.perf_counter()
     killed = resumed = torn = 0
-    while True:
-        with subprocess.Popen(again, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as life:
-            first = life.stderr.readline()  # work begins
-            resumed += "goes on" in first
-            if killed < 20:
-                # On average a twentieth of the work, so that all of it sees a kill.
-                time.sleep(rng.uniform(0, 2 * unbroken[1] / 20))
-                life.kill()
-            rest = life.stderr.read()
-        if life.returncode != -9:
+    while killed < 20:
+        # On average a twentieth of the work, so that all of it sees a kill.
+        life = live(again, signals=[[rng.uniform(0, seconds / 10), signal.SIGKILL]])
+        if life["code"] == 0:
             break
+        assert life["code"] == -9, life["said"]
         killed += 1
-        torn += sum(p.suffix == f".{life.pid}" for p in out.rglob(".*.*"))
-    assert life.returncode == 0, first + rest
+        resumed += "goes on" in life["said"]
+        torn += len(list(out.rglob(".*.*")))
+    with start(MAIN, again) as last:
+        assert last.stderr.read().count("Traceback") == 0
+    assert last.returncode == 0
     assert killed >= 15
     assert resumed >= 5
     with capsys.disabled():
-        seconds = time.perf_counter() - begun
+        spent = time.perf_counter() - begun
         sys.stdout.write(
             f"\n{killed} kills, {torn} in the middle of a write, {resumed} lives began inside a "
-            f"cell, {seconds:.0f} s; unbroken {unbroken[1]:.1f} s of work\n"
+            f"cell, {spent:.0f} s; unbroken {seconds:.1f} s of work\n"
         )
-    check(out, unbroken[0])
+    check(out, path)
 
 
 # Ctrl-C and SIGTERM
