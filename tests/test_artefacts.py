@@ -1,4 +1,4 @@
-import json
+import fcntl
 import os
 import pickle
 import subprocess
@@ -269,16 +269,90 @@ def test_a_torn_line_is_ended_and_left_out(tmp_path):
     assert log.read_text().count("\n") == 3
 
 
-@given(st.integers(0, 40))
-def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, cut):
-    log = tmp_path_factory.mktemp("log") / "log.jsonl"
-    rows = [{"row": i} for i in range(3)]
+def test_a_log_torn_at_any_byte_of_its_last_line_keeps_the_others(tmp_path):
+    log = tmp_path / "log.jsonl"
+    rows = [{"row": i, "name": "é\n", "loss": 0.25, "list": [1, {}]} for i in range(3)]
     for row in rows:
         artefacts.append_jsonl(log, row)
-    log.write_bytes(log.read_bytes()[:cut])
-    whole = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-    artefacts.append_jsonl(log, {"row": "next"})
-    assert artefacts.read_jsonl(log) == [*whole, {"row": "next"}]
+    whole = log.read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    for cut in range(last, len(whole) + 1):
+        log.write_bytes(whole[:cut])
+        kept = rows if cut >= len(whole) - 1 else rows[:2]
+        assert artefacts.read_jsonl(log) == kept
+        artefacts.append_jsonl(log, {"row": "next"})
+        assert artefacts.read_jsonl(log) == [*kept, {"row": "next"}]
+        assert whole[:cut] in log.read_bytes()
+
+
+@pytest.mark.parametrize("garbage", [b"\0\0\0", b"\xff\xfe{", b"{" * 9, b"nul", b"\n\n"])
+def test_what_a_crash_of_the_machine_leaves_is_left_out(tmp_path, garbage):
+    log = tmp_path / "log.jsonl"
+    artefacts.append_jsonl(log, {"row": 0})
+    with log.open("ab") as file:
+        file.write(garbage)
+    artefacts.append_jsonl(log, {"row": 1})
+    assert artefacts.read_jsonl(log) == [{"row": 0}, {"row": 1}]
+
+
+# --- what killed processes leave --------------------------------------------------------------
+
+
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_what_a_dead_process_was_writing_is_removed_and_nothing_else(tmp_path):
+    dead = dead_process()
+    left = [f".report.html.{dead}", f".a b.json.{dead}"]
+    living = [f".report.html.{os.getpid()}", ".mine.1"]  # process 1 lives always
+    others = [".lock", ".hidden", f"report.{dead}", f".name.{dead}x", ".name.²", ".cache.d"]
+    for name in (*left, *living, *others):
+        (tmp_path / name).write_text("x")
+    (tmp_path / f".folder.{dead}").mkdir()
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / left[0]).write_text("x")
+    artefacts.sweep(tmp_path)
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {*living, *others, f".folder.{dead}", "deeper"}
+    assert (tmp_path / "deeper" / left[0]).exists()
+    artefacts.sweep(tmp_path / "nowhere")
+
+
+def test_what_is_locked_is_being_written_by_another_machine(tmp_path):
+    beside = tmp_path / f".bank.{dead_process()}"
+    with beside.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        artefacts.sweep(tmp_path)
+        assert beside.exists()
+    artefacts.sweep(tmp_path)
+    assert not beside.exists()
+
+
+def test_who_locks_a_directory_sweeps_it(tmp_path):
+    beside = tmp_path / f".generator.safetensors.{dead_process()}"
+    beside.write_text("x")
+    with artefacts.locked(tmp_path):
+        assert not beside.exists()
+
+
+def test_a_file_being_written_is_locked_flushed_and_then_named(tmp_path, monkeypatch):
+    path, done = tmp_path / "a.json", []
+
+    def spy(descriptor):
+        name = Path(f"/proc/self/fd/{descriptor}").resolve().name
+        done.append((name, path.exists()))
+        artefacts.sweep(tmp_path)
+        fsync(descriptor)
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(artefacts, "_lives", lambda process: False)
+    artefacts.write_json(path, {})
+    assert done == [(f".a.json.{os.getpid()}", False), (tmp_path.name, True)]
+    assert artefacts.read_json(path) == {}
 
 
 # --- locks --------------------------------------------------------------------------------------

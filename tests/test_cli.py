@@ -2,7 +2,6 @@ import errno
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -477,11 +476,13 @@ def test_the_version_is_told_without_torch(done):
     ("error", "code", "told"),
     [
         (KeyboardInterrupt(), 130, "interrupted; to go on: itgan run digits --out 'my run'"),
-        (MemoryError(), 1, "out of memory; finished cells are kept"),
+        (MemoryError(), 1, "out of memory; finished cells and"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory; finished cells"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory; fini"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full; finished cells"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "the disk is full; finished cells"),
+        (OSError(errno.EFBIG, "File too large"), 1, "the disk is full; finished cells"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "nobody reads the output"),
         (PermissionError(errno.EACCES, "Permission denied", "/there"), 2, "/there: Permission"),
         (OSError(errno.EROFS, "Read-only file system", "/there"), 2, "/there: Read-only file"),
         (itgan.InputError("two\nlines"), 2, "two lines"),
@@ -514,32 +515,6 @@ def test_a_process_exits_with_the_code_and_one_line(tmp_path, monkeypatch, encod
     assert result.stderr == "itgan: Unrecognized options: --bogus, 3\n"
     result = python("-m", "itgan.cli", "--version", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_an_interrupted_process_says_how_to_go_on(file, tmp_path):
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "import itgan.cli; sys.exit(itgan.cli.main())"
-    )
-    arguments = ["run", "digits", *TINY, "--generator", str(file), "--out", "run"]
-    arguments += ["--inversion.steps", "1000000"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
-    )
-    with process:
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if line.startswith("inverted bank"):
-                time.sleep(0.2)
-                process.send_signal(signal.SIGINT)
-    assert process.returncode == 130, said
-    assert said[-1] == f"itgan: interrupted; to go on: itgan {' '.join(arguments)}\n"
-    assert len(list((tmp_path / "run" / "cells").glob("extractor-*"))) == 1
 
 
 def test_the_directory_of_a_run_stands_for_its_recipe(tmp_path, capsys):

@@ -11,7 +11,7 @@ ROOT = Path(itgan.__file__).parent
 # A line is a layer: its members know nothing of one another.
 LAYERS = """
 errors
-randomness progress
+randomness progress endings
 artefacts devices configs splits
 pictures recipes journal
 readers

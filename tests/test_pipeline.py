@@ -1,6 +1,5 @@
 import json
 import shutil
-from functools import partial
 from html import escape
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 import itgan.pipeline
 import itgan.runs
 from itgan import artefacts
-from itgan.artefacts import Checkpoint
 from itgan.configs import RunConfig
 from itgan.data import Dataset, ImageSet
 from itgan.errors import InputError
@@ -309,12 +307,10 @@ def test_a_bank_goes_on_from_its_snapshot(finished, experiment, tmp_path, monkey
         yield steps[0]
         raise KeyboardInterrupt
 
-    snapshots = partial(Checkpoint, every_seconds=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(itgan.runs, "Checkpoint", snapshots)
         patch.setattr(module, "track", first_step_only)
         with pytest.raises(KeyboardInterrupt):
-            compute(experiment(), Run(tmp_path))
+            compute(experiment(), Run(tmp_path, checkpoint_seconds=0.0))
     (snapshot,) = (tmp_path / "partial").iterdir()
     assert artefacts.load(snapshot)[1]["step"] == 1
     compute(experiment(), Run(tmp_path), "condense")
@@ -347,6 +343,7 @@ def trial(*sources):
     ("change", "kept"),
     [
         ({"out": "elsewhere", "recipe": "other", "device": "cpu"}, "all"),
+        ({"checkpoint_seconds": 5.0}, "all"),
         ({"evaluation": {"updates": 3}}, {"extractor", *BANKS}),
         ({"evaluation": {"augmentation": "none"}}, {"extractor", *BANKS}),
         (

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itgan import artefacts
+from itgan.artefacts import Checkpoint
 from itgan.configs import EvaluationConfig, RunConfig
 from itgan.embedding import NetworkSpec, train_extractor
 from itgan.errors import InputError
@@ -216,6 +217,50 @@ def test_what_fails_leaves_no_value_but_its_snapshot(tmp_path):
     assert steps == [7]
 
 
+def test_a_snapshot_beside_a_finished_value_goes(tmp_path):
+    one = cell()
+    Run(tmp_path).value(one)
+    for name in (one.name, f"{one.name}.part-0"):
+        snapshot = Checkpoint(tmp_path / "partial" / f"{name}.safetensors", "of another time")
+        snapshot.offer(3, lambda: {"x": torch.zeros(1)}, force=True)
+    assert Run(tmp_path).value(one) == trial()
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_a_value_that_goes_on_says_so(tmp_path, capsys):
+    def make(checkpoint):
+        seconds.append(checkpoint.every_seconds)
+        checkpoint.part(0).offer(1, lambda: {"x": torch.zeros(1)}, force=True)
+        if len(seconds) == 1:
+            raise KeyboardInterrupt
+        return trial()
+
+    seconds = []
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path).value(cell(compute=make))
+    Run(tmp_path, checkpoint_seconds=0.5).value(cell(compute=make))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.endswith(") goes on") for line in said] == [False, True]
+    assert seconds == [60.0, 0.5]
+
+
+def test_opening_a_run_removes_what_killed_processes_were_writing(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    for folder in ("cells", "partial", "sets"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f".x.json.{dead.pid}").write_text("half")
+    Run(tmp_path).open(RunConfig())
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+
+
+def test_a_claim_that_was_killed_half_way_is_made_again(tmp_path):
+    Run(tmp_path).open(RunConfig())
+    (tmp_path / "config.json").unlink()  # what is written last
+    Run(tmp_path).open(RunConfig(seed=1))
+    assert Run(tmp_path).config().seed == 1
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"trial": {"bogus": 1}}'])
 def test_a_damaged_trial_is_named(tmp_path, damage):
     one = cell()
@@ -248,7 +293,8 @@ def test_a_directory_is_claimed_by_one_configuration(tmp_path):
     assert kept == environment()
     assert {"itgan", "python", "torch", "threads"} <= kept.keys()
     # Where it is computed does not matter.
-    run.open(config.model_copy(update={"out": "elsewhere", "device": "cuda"}))
+    places = {"out": "elsewhere", "device": "cuda", "checkpoint_seconds": 5.0}
+    run.open(config.model_copy(update=places))
 
 
 def test_another_configuration_is_refused_naming_the_fields(tmp_path):

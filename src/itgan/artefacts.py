@@ -6,6 +6,7 @@ unpickles: foreign ``.pt`` files go through ``torch.load(weights_only=True)``.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -52,7 +53,8 @@ def write_bytes(path: Path, payload: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # held while this process lives
+            with contextlib.suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # held while this process lives
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -60,10 +62,9 @@ def write_bytes(path: Path, payload: bytes) -> None:
     finally:
         beside.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):  # nor can every one do this
         os.fsync(directory)  # the new name, too
-    finally:
-        os.close(directory)
+    os.close(directory)
 
 
 def sweep(directory: Path) -> None:
@@ -75,7 +76,7 @@ def sweep(directory: Path) -> None:
         owner = beside.suffix[1:]
         if not (owner.isascii() and owner.isdigit()) or _lives(int(owner)):
             continue
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), beside.open("rb") as file:
+        with contextlib.suppress(OSError), beside.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             beside.unlink(missing_ok=True)
 
@@ -193,13 +194,13 @@ class Checkpoint:
 
     def part(self, name: str | int) -> "Checkpoint":
         """A checkpoint of its own for one of several loops; it goes when the whole is cleared."""
-        path = self.path.with_name(f"{self.path.stem}.{name}{self.path.suffix}")
+        path = self.path.with_name(f"{self.path.stem}.part-{name}{self.path.suffix}")
         return Checkpoint(path, f"{self.identity}/{name}", self.every_seconds)
 
     def _files(self) -> list[Path]:
-        """Those that exist: the snapshot, and the parts' parts' too."""
-        parts = self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}")
-        return [path for path in {self.path, *parts} if path.exists()]
+        """Those that exist: of the whole, and of its parts."""
+        pattern = f"{glob.escape(self.path.stem)}.part-*{self.path.suffix}"
+        return [path for path in (self.path, *self.path.parent.glob(pattern)) if path.exists()]
 
     def begun(self) -> bool:
         """Whether there is a snapshot to go on from."""
@@ -260,6 +261,8 @@ class Busy(InputError):
 @contextlib.contextmanager
 def locked(directory: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
     """Own a directory, or a named part of it, for the length of the block.
+
+    What killed processes left here half-written is removed.
 
     Raises:
         Busy: another process does, and this one is not to ``wait`` for it.

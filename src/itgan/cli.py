@@ -1,21 +1,20 @@
 """The command line: `itgan COMMAND …`.
 
 Heavy imports wait until a command needs them. Exit codes: 0 done, 2 the input is wrong (one line
-on stderr), 1 the machine failed, 130 interrupted.
+on stderr), 1 the machine failed, 130 interrupted, 143 stopped.
 """
 
 import contextlib
-import errno
 import io
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from itgan.endings import Interruption, explain
 from itgan.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,35 +28,33 @@ T = TypeVar("T")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with Interruption(arguments) as interruption:
+        try:
+            _dispatch(arguments)
+            sys.stdout.flush()
+            return 0
+        except BaseException as error:
+            # An interrupted import may end in any other error.
+            if interruption.received or isinstance(error, KeyboardInterrupt):
+                ending = interruption.code, interruption.line
+            elif (explained := explain(error, *arguments[:1])) is not None:
+                ending = explained
+            else:
+                raise
+        return _fail(*ending)  # here, where progress bars are closed already
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         _print(_overview())
-        return 0
-    if arguments[0] == "--version":
+    elif arguments[0] == "--version":
         from itgan import __version__
 
         _print(f"itgan {__version__}")
-        return 0
-    try:
-        if arguments[0] not in COMMANDS:
-            raise InputError(f"command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
+    elif arguments[0] in COMMANDS:
         COMMANDS[arguments[0]](arguments[1:])
-    except InputError as error:
-        return _fail(2, str(error))
-    except KeyboardInterrupt:
-        return _fail(130, f"interrupted; to go on: itgan {shlex.join(arguments)}")
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        torchs_own = "out of memory" in text or "can't allocate memory" in text
-        if not isinstance(error, MemoryError) and not torchs_own:
-            raise
-        return _fail(1, "out of memory; finished cells are kept; lower --condensation.micro-batch")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(1, "the disk is full; finished cells are kept; free space and run again")
-        if error.filename is None or error.errno == errno.EIO:
-            raise
-        return _fail(2, f"{error.filename}: {error.strerror}; give another path")
-    return 0
+    else:
+        raise InputError(f"command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
 
 
 def _fail(code: int, line: str) -> int:
@@ -176,7 +173,8 @@ def _open(config: "RunConfig") -> tuple["Experiment", "Run"]:
     from itgan.runs import Run
 
     store = None if config.cells is None else Path(config.cells)
-    return Experiment(config), Run(Path(config.out or ""), store)
+    run = Run(Path(config.out or ""), store, config.checkpoint_seconds)
+    return Experiment(config), run
 
 
 def _plan(arguments: Sequence[str]) -> None:

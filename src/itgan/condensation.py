@@ -32,7 +32,7 @@ from itgan.latents import LatentAdam, LatentBank, LatentSGD, check_fits, deal
 from itgan.matching import Discrepancy
 from itgan.networks import Network, couples_images
 from itgan.progress import track
-from itgan.randomness import derive, derive_seed
+from itgan.randomness import ambient, derive, derive_seed
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,9 @@ def condense(
     config = config or CondensationConfig()
     check_fits(generator, bank, real)
     device = generator.device
-    pool = pool or make_pool(real, config, derive_seed(seed, "pool"), device)
+    if pool is None:
+        part = checkpoint.part("pool") if checkpoint is not None else None
+        pool = make_pool(real, config, derive_seed(seed, "pool"), device, part)
     members = {c: real.class_indices(c) for c in bank.labels.unique().tolist()}
     for label, rows in members.items():
         if not len(rows):
@@ -209,19 +211,20 @@ def condense(
                     f"give --condensation.micro-batch {len(rows)} or a network with instance norm"
                 )
             batch = _real_batch(real, members, labels, config, seed, where[0], step)
-            problem = Problem(
-                generator,
-                labels.to(device),
-                draws,
-                _real_statistics(batch, draws, config, discrepancy, device),
-                None if partners is None else real.floats(partners[rows]).to(device),
-                config.lambda_reg,
-                config.micro_batch,
-                config.precision,
-                discrepancy,
-            )
             positions = rows.to(device)
-            gradient, l_con, r = latent_gradient(problem, optimiser.latents[positions])
+            with ambient(device, seed, "ambient", *where, step):
+                problem = Problem(
+                    generator,
+                    labels.to(device),
+                    draws,
+                    _real_statistics(batch, draws, config, discrepancy, device),
+                    None if partners is None else real.floats(partners[rows]).to(device),
+                    config.lambda_reg,
+                    config.micro_batch,
+                    config.precision,
+                    discrepancy,
+                )
+                gradient, l_con, r = latent_gradient(problem, optimiser.latents[positions])
             optimiser.step(positions, gradient)
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
             curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)

@@ -348,6 +348,13 @@ class RunConfig(Config):
     )
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     seed: Seed = Field(0, description="root of every random stream")
+    checkpoint_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="a killed run loses at most about so much work",
+    )
     out: str | None = Field(None, description="run directory (default: runs/RECIPE)")
     cells: str | None = Field(
         None, description="store of results shared by several runs (default: the run directory)"

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from itgan import artefacts, pictures, readers
-from itgan.errors import InputError
+from itgan.errors import DISK_FULL, InputError
 from itgan.splits import Splits, numbered, stratified, validation_count
 
 CACHE_VERSION = 1  # raised whenever the same files would decode to other pixels
@@ -217,7 +217,7 @@ def load_dataset(
             options = [spec, image_size, image_column, label_column]
             splits = _through_cache(_cache_file(cache_dir, options, files), read)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EIO):
+        if error.errno in (*DISK_FULL, errno.EIO):
             raise
         raise InputError(f"data set {spec!r} cannot be read: {error}") from error
     return _assemble(spec, name, splits, validation, image_size)

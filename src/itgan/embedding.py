@@ -142,41 +142,59 @@ class SnapshotPool:
 
 
 def make_pool(
-    images: ImageSet, config: CondensationConfig, seed: int, device: torch.device
+    images: ImageSet,
+    config: CondensationConfig,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> Pool:
     """The pool that a config names; snapshots are trained on ``images``."""
     if config.pool.kind == "random":
         return RandomPool(config.network, images)
-    return train_pool(images, config.network, config.pool, seed, device)
+    return train_pool(images, config.network, config.pool, seed, device, checkpoint)
 
 
 def train_pool(
-    images: ImageSet, network: str, config: PoolConfig, seed: int, device: torch.device
+    images: ImageSet,
+    network: str,
+    config: PoolConfig,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> SnapshotPool:
     """Train networks on real images and keep snapshots along the way.
 
     Accuracies are measured on a stratified share of the training rows, which the networks do not
-    see: test images take no part (the published windows are on test accuracy).
+    see: test images take no part (the published windows are on test accuracy). With a
+    ``checkpoint`` each network has a part of it, which stays when it is trained.
     """
     unseen = stratified(images.labels, round(config.held_out * len(images)))
     seen, held_out = images.select(~unseen), images.select(unseen)
     total = count_updates(config.training, len(seen))
     points = {round(total * (k + 1) / config.snapshots) for k in range(config.snapshots)}
     spec = NetworkSpec.of(network, images)
-    states: list[dict[str, Tensor]] = []
-    accuracies: list[float] = []
+    snapshots: list[dict[str, Tensor]] = []  # of a network each, one more dimension in front
     for k in range(config.networks):
         made = spec.build(derive_seed(seed, "pool", k)).to(device)
+        kept: dict[str, Tensor] = {}
 
-        def keep(update: int, loss: float, made: Network = made) -> None:
+        def keep(
+            update: int, loss: float, made: Network = made, kept: dict[str, Tensor] = kept
+        ) -> None:
             if update in points:
-                states.append({n: t.cpu().half() for n, t in made.state_dict().items()})
-                accuracies.append(accuracy(made, held_out, config.training))
+                new = {f"weights.{n}": t.cpu().half() for n, t in made.state_dict().items()}
+                new["accuracies"] = torch.tensor(accuracy(made, held_out, config.training))
+                for name, t in new.items():
+                    kept[name] = torch.cat([kept[name], t[None]]) if name in kept else t[None]
 
-        label = f"pool {k + 1}/{config.networks}"
-        train_classifier(made, seen, config.training, derive_seed(seed, "pool", k), label, keep)
-    weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    return SnapshotPool(spec, weights, torch.tensor(accuracies), held_out.rows, config.window)
+        label, own = f"pool {k + 1}/{config.networks}", derive_seed(seed, "pool", k)
+        part = checkpoint.part(k) if checkpoint is not None else None
+        train_classifier(made, seen, config.training, own, label, keep, part, kept)
+        snapshots.append(kept)
+    joined = {name: torch.cat([kept[name] for kept in snapshots]) for name in snapshots[0]}
+    accuracies = joined.pop("accuracies")
+    weights = {name.removeprefix("weights."): t for name, t in joined.items()}
+    return SnapshotPool(spec, weights, accuracies, held_out.rows, config.window)
 
 
 def train_extractor(

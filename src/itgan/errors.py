@@ -1,5 +1,10 @@
 """What can go wrong for a reason that the user can mend."""
 
+import errno
+
+# No space is left, a quota is used up, or a file would exceed the size that is allowed.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class InputError(ValueError):
     """The input is wrong: one line that names the field or file and says what to do.

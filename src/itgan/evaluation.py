@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from itgan.artefacts import Checkpoint
 from itgan.configs import EvaluationConfig
 from itgan.data import ImageSet
 from itgan.devices import pick_device
@@ -64,6 +66,7 @@ def evaluate(
     device: str = "auto",
     dataset: str = "",
     latents_per_class: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Trial]:
     """Train one classifier for each seed on the source; score the last step on ``test``.
 
@@ -75,6 +78,8 @@ def evaluate(
         device: where to train.
         dataset: name for the trials.
         latents_per_class: size of the bank, for the trials.
+        checkpoint: where to keep snapshots, one for each seed, to go on after a kill. The
+            ``seconds`` of a trial that went on are those since.
 
     Raises:
         InputError: a seed appears twice, or images or labels of the source are not like those of
@@ -86,9 +91,11 @@ def evaluate(
     _check_source(source, test)
     if isinstance(source, SyntheticSet):
         source = source.materialise()
-    return [
-        _trial(source, test, config, seed, device, dataset, latents_per_class) for seed in seeds
-    ]
+    trials = []
+    for seed in seeds:
+        part = checkpoint.part(seed) if checkpoint is not None else None
+        trials.append(_trial(source, test, config, seed, device, dataset, latents_per_class, part))
+    return trials
 
 
 def _check_source(source: Source, test: ImageSet) -> None:
@@ -117,6 +124,7 @@ def _trial(
     device: str,
     dataset: str,
     latents_per_class: int | None,
+    checkpoint: Checkpoint | None,
 ) -> Trial:
     begun = time.perf_counter()
     network = build_network(
@@ -129,16 +137,27 @@ def _trial(
     ).to(pick_device(device))
     total = count_updates(config, len(source))
     points = {round(total * (i + 1) / config.curve_points) for i in range(config.curve_points)}
-    curve: list[dict[str, float | int]] = []
+    noted = {"curve": torch.empty(0, 3, dtype=torch.float64)}
 
     def measure(update: int, loss: float) -> None:
         if update in points:
-            score = accuracy(network, test, config)
-            curve.append({"update": update, "loss": loss, "accuracy": score})
+            point = [[update, loss, accuracy(network, test, config)]]
+            noted["curve"] = torch.cat([noted["curve"], torch.tensor(point, dtype=torch.float64)])
 
     train_classifier(
-        network, source, config, derive_seed(seed, "training"), f"train on {source.name}", measure
+        network,
+        source,
+        config,
+        derive_seed(seed, "training"),
+        f"train on {source.name}",
+        measure,
+        checkpoint,
+        noted,
     )
+    curve: list[dict[str, float | int]] = [
+        {"update": int(update), "loss": loss, "accuracy": score}
+        for update, loss, score in noted["curve"].tolist()
+    ]
     labels = getattr(source, "labels", None)
     return Trial(
         source=source.name,

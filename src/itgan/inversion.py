@@ -65,9 +65,9 @@ def invert(
     check_images(generator, images)
     device = generator.device
     if extractor is None:
-        extractor = train_extractor(
-            images, config.extractor, derive_seed(seed, "extractor"), device
-        )
+        part = checkpoint.part("extractor") if checkpoint is not None else None
+        own = derive_seed(seed, "extractor")
+        extractor = train_extractor(images, config.extractor, own, device, part)
     extractor = extractor.eval()  # no image may change another's features
     latents = initial_latents(generator.latent_shape, images.rows, seed).to(device)
     adam = LatentAdam(latents, config.learning_rate)

@@ -184,7 +184,7 @@ class Experiment:
 
         def compute(checkpoint: Checkpoint) -> SnapshotPool:
             train, device = self.data.train, self.generator.device
-            return train_pool(train, config.network, config.pool, seed, device)
+            return train_pool(train, config.network, config.pool, seed, device, checkpoint)
 
         determinants = {
             "config": config.pool.identity(),
@@ -311,6 +311,7 @@ class Experiment:
                 self.config.device,
                 dataset=self.data.name,
                 latents_per_class=per_class,
+                checkpoint=checkpoint,
             )[0]
 
         determinants = {

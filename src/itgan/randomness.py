@@ -1,6 +1,8 @@
 """Randomness is passed, never ambient: every stream is derived from a seed and a path."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 
@@ -24,3 +26,18 @@ def derive(seed: int, *path: int | str) -> torch.Generator:
     each step derives its own, a resumed loop needs no stored random state.
     """
     return torch.Generator().manual_seed(derive_seed(seed, *path))
+
+
+@contextlib.contextmanager
+def ambient(device: torch.device, seed: int, *path: int | str) -> Iterator[None]:
+    """For what asks nobody for its stream, say dropout: torch's own state follows from the path.
+
+    Outside the block that state is as it was.
+    """
+    accelerated = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if accelerated else []):
+        torch.default_generator.manual_seed(own := derive_seed(seed, *path))
+        if accelerated:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(own)
+        yield

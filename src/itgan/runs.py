@@ -29,8 +29,8 @@ from itgan.progress import say
 
 # Raised when the same configuration begins to give other numbers: older cells are not reused.
 NUMERICS = 2
-# Fields that say where, and fields that choose among cells: neither changes a cell.
-PLACES = {"out", "cells", "device"}
+# Fields that say where and how often, and fields that choose among cells: none changes a cell.
+PLACES = {"out", "cells", "device", "checkpoint_seconds"}
 VIEWS = ("sources", "latent_seeds", "network_seeds")
 
 
@@ -123,13 +123,16 @@ STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path, Cell], Any]]]
 class Run:
     """A directory with one configuration's results, and the cells that they are views of."""
 
-    def __init__(self, path: Path, store: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, store: Path | None = None, checkpoint_seconds: float = 60.0
+    ) -> None:
         """Cells are kept in ``path``, or in a ``store`` that several runs share.
 
-        Nothing is written before it is needed.
+        Nothing is written before it is needed; snapshots inside a cell are so far apart.
         """
         self.path = path
         self.store = store or path
+        self.checkpoint_seconds = checkpoint_seconds
         self._values: dict[str, Any] = {}
 
     def exists(self) -> bool:
@@ -156,6 +159,8 @@ class Run:
         Raises:
             InputError: it holds another configuration's run; the message names the fields.
         """
+        for folder in (self.store / "cells", self.store / "partial", self.path / "sets"):
+            artefacts.sweep(folder)
         target = self.path / "config.json"
         if not target.exists():
             artefacts.write_json(self.path / "environment.json", environment())
@@ -204,6 +209,7 @@ class Run:
                 if not path.exists():  # another process may have been faster
                     self._compute(cell, inputs)
         self._values[cell.name] = load(path, cell)
+        self._checkpoint(cell).clear()  # also one that a kill has left beside the value
         return self._values[cell.name]
 
     def values(self, cells: Sequence[Cell]) -> list[Any]:
@@ -230,13 +236,16 @@ class Run:
             return False
         return True
 
+    def _checkpoint(self, cell: Cell) -> Checkpoint:
+        path = self.store / "partial" / f"{cell.name}.safetensors"
+        return Checkpoint(path, cell.name, self.checkpoint_seconds)
+
     def _compute(self, cell: Cell, inputs: list[Any]) -> None:
-        say(f"{cell.label} ({cell.name})")
-        checkpoint = Checkpoint(self.store / "partial" / f"{cell.name}.safetensors", cell.name)
+        checkpoint = self._checkpoint(cell)
+        say(f"{cell.label} ({cell.name})" + (" goes on" if checkpoint.begun() else ""))
         begun = time.perf_counter()
         value = cell.compute(*inputs, checkpoint=checkpoint)
         STORAGE[cell.kind][1](self.file(cell), value, cell)
-        checkpoint.clear()
         seconds = round(time.perf_counter() - begun, 3)
         artefacts.append_jsonl(
             self.path / "metrics.jsonl",

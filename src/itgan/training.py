@@ -8,7 +8,7 @@ image its own parameters. The last step counts.
 import functools
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,7 +23,7 @@ from itgan.devices import autocast
 from itgan.errors import InputError
 from itgan.networks import Network, couples_images
 from itgan.progress import track
-from itgan.randomness import derive
+from itgan.randomness import ambient, derive
 
 
 @runtime_checkable
@@ -57,6 +57,7 @@ def train_classifier(
     label: str = "classifier",
     at_update: Callable[[int, float], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    noted: dict[str, Tensor] | None = None,
 ) -> int:
     """Train a network in place, on the device where it is.
 
@@ -67,7 +68,8 @@ def train_classifier(
         seed: of the order of the images and of the augmentations.
         label: what the progress bar says.
         at_update: called with the number of updates done and the batch's loss.
-        checkpoint: where to keep snapshots, to go on after a kill.
+        checkpoint: where to keep snapshots, to go on after a kill; one of the end is left there.
+        noted: what ``at_update`` writes down; kept in the snapshots, and filled from them.
 
     Returns:
         The number of updates.
@@ -90,7 +92,8 @@ def train_classifier(
         )
     classify = _choose(config, device)
     network.train()
-    begun = _restore(network, optimiser, checkpoint)
+    noted = {} if noted is None else noted
+    begun = _restore(network, optimiser, checkpoint, noted)
     batches = _endless(source, config.batch_size, seed, begun)
     loss = torch.zeros(())
     for update in track(range(begun, total), label):
@@ -105,7 +108,7 @@ def train_classifier(
             derive(seed, "augmentation", update), config.augmentation, count=len(images)
         )
         prepared = siamese(network.normalise(images), augmentation)
-        with autocast(device, config.precision):
+        with ambient(device, seed, "ambient", update), autocast(device, config.precision):
             logits = classify(network, prepared)
         loss = F.cross_entropy(logits.float(), labels)
         optimiser.zero_grad()
@@ -113,10 +116,12 @@ def train_classifier(
         optimiser.step()
         if at_update is not None:
             at_update(update + 1, float(loss.detach()))
-        if checkpoint is not None:
-            checkpoint.offer(update + 1, lambda: _state(network, optimiser))
+        if checkpoint is not None and update + 1 < total:
+            checkpoint.offer(update + 1, lambda: _state(network, optimiser, noted))
     if not loss.isfinite():
         raise InputError(f"{label}: the loss became {float(loss.detach())}; lower learning_rate")
+    if checkpoint is not None and begun < total:
+        checkpoint.offer(total, lambda: _state(network, optimiser, noted), force=True)
     return total
 
 
@@ -131,16 +136,24 @@ def _endless(
         yield from itertools.islice(batches, rest if epoch == first else 0, None)
 
 
-def _state(network: Network, optimiser: torch.optim.SGD) -> dict[str, Tensor]:
-    """Weights, statistics and momentum: all that the next update depends on."""
+def _state(
+    network: Network, optimiser: torch.optim.SGD, noted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights, statistics and momentum: all that the next update depends on; and what is noted."""
     state = {f"network.{name}": t for name, t in network.state_dict().items()}
+    state |= {f"noted.{name}": t for name, t in noted.items()}
     for name, parameter in network.named_parameters():
         if (momentum := optimiser.state[parameter].get("momentum_buffer")) is not None:
             state[f"momentum.{name}"] = momentum
     return state
 
 
-def _restore(network: Network, optimiser: torch.optim.SGD, checkpoint: Checkpoint | None) -> int:
+def _restore(
+    network: Network,
+    optimiser: torch.optim.SGD,
+    checkpoint: Checkpoint | None,
+    noted: dict[str, Tensor],
+) -> int:
     """Take the newest snapshot up, if there is one; the number of updates done."""
     found = checkpoint.load() if checkpoint is not None else None
     if found is None:
@@ -148,6 +161,7 @@ def _restore(network: Network, optimiser: torch.optim.SGD, checkpoint: Checkpoin
     state, metadata = found
     weights = {n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")}
     network.load_state_dict(weights)
+    noted |= {n.removeprefix("noted."): t for n, t in state.items() if n.startswith("noted.")}
     for name, parameter in network.named_parameters():
         if f"momentum.{name}" in state:
             momentum = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])
