@@ -20,7 +20,7 @@ generators augment
 networks
 training pretraining
 embedding latents
-inversion matching
+inversion matching autoencoding
 condensation
 sources
 baselines export foreign

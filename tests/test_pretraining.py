@@ -11,7 +11,7 @@ from itgan.configs import PretrainingConfig
 from itgan.errors import InputError
 from itgan.generators import load_generator
 from itgan.generators.biggan import power_step
-from itgan.pretraining import GANTrainer, _Stream, parse_diffaugment, pretrain
+from itgan.pretraining import GANTrainer, EpochStream, parse_diffaugment, pretrain
 
 TINY = PretrainingConfig(
     steps=6,
@@ -224,7 +224,7 @@ def test_a_loss_that_explodes_keeps_the_checkpoint(digits, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (10, 5), (7, 1), (3, 8), (5, 5)])
 def test_each_epoch_has_every_row_once(n, batch_size):
-    stream = _Stream(n, batch_size, seed=0)
+    stream = EpochStream(n, batch_size, seed=0)
     batches = [stream.batch(i) for i in range(3 * n)]
     assert {len(batch) for batch in batches} == {batch_size}
     epochs = torch.cat(batches).view(-1, n)
@@ -234,17 +234,17 @@ def test_each_epoch_has_every_row_once(n, batch_size):
 
 
 def test_a_batch_depends_on_its_number_alone():
-    backwards, fresh = _Stream(10, 4, seed=0), _Stream(10, 4, seed=0)
+    backwards, fresh = EpochStream(10, 4, seed=0), EpochStream(10, 4, seed=0)
     in_order = [fresh.batch(i) for i in range(9)]
     for i in reversed(range(9)):
         assert torch.equal(backwards.batch(i), in_order[i])
-    assert not torch.equal(_Stream(10, 4, seed=1).batch(0), in_order[0])
+    assert not torch.equal(EpochStream(10, 4, seed=1).batch(0), in_order[0])
 
 
 def test_discriminator_steps_take_new_batches(digits, monkeypatch):
     taken = []
-    batch = _Stream.batch
-    monkeypatch.setattr(_Stream, "batch", lambda self, i: taken.append(i) or batch(self, i))
+    batch = EpochStream.batch
+    monkeypatch.setattr(EpochStream, "batch", lambda self, i: taken.append(i) or batch(self, i))
     trainer = GANTrainer(tiny(discriminator_steps=3), digits.train)
     trainer.step(0)
     trainer.step(1)

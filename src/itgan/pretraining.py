@@ -12,8 +12,9 @@ average of unit vectors is no unit vector.
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ def _diffaugment(images: Tensor, groups: tuple[str, ...], rng: torch.Generator) 
     return images
 
 
-class _Stream:
+class EpochStream:
     """An endless sequence of batches of row numbers, each epoch in its own order."""
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
@@ -86,6 +87,10 @@ class _Stream:
 class GANTrainer:
     """Both networks, their optimisers and the average: everything that a step changes."""
 
+    OBJECTIVE = "gan"
+    NETWORKS: tuple[str, ...] = ("generator", "discriminator", "average")
+    AVERAGES: Mapping[str, str] = {"average": "generator"}
+
     def __init__(self, config: PretrainingConfig, data: ImageSet) -> None:
         """Fresh networks, a function of the seed alone."""
         self.config, self.data = config, data
@@ -102,12 +107,18 @@ class GANTrainer:
             network.to(self.device)
             network.to(memory_format=torch.channels_last)  # pyrefly: ignore
         self.adam = {
-            "generator": _adam(self.generator, config.generator_rate),
-            "discriminator": _adam(self.discriminator, config.discriminator_rate),
+            "generator": adam(self.generator, config.generator_rate),
+            "discriminator": adam(self.discriminator, config.discriminator_rate),
         }
-        self.stream = _Stream(len(data), config.batch_size, config.seed)
+        self.stream = EpochStream(len(data), config.batch_size, config.seed)
         self.images = data.images.to(self.device)
         self.labels = data.labels.to(self.device)
+
+    def identity(self) -> list[Any]:
+        """What the training follows from, as JSON."""
+        # Defaults are left out: a field added later must not orphan a training that took days.
+        said = self.config.model_dump(exclude=PLACES, exclude_defaults=True)
+        return [said, self.data.fingerprint]
 
     def step(self, step: int) -> dict[str, float]:
         """Some discriminator steps, one generator step, one step of the average."""
@@ -122,11 +133,7 @@ class GANTrainer:
 
     def _discriminator_step(self, step: int, k: int) -> Tensor:
         config, rng = self.config, derive(self.config.seed, "discriminator", step, k)
-        rows = self.stream.batch(step * config.discriminator_steps + k).to(self.device)
-        real, labels = self.images[rows].float() / 127.5 - 1, self.labels[rows]
-        if config.flip:
-            mirrored = (torch.rand(len(rows), generator=rng) < 0.5).to(self.device)
-            real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
+        real, labels = self._reals(self.stream.batch(step * config.discriminator_steps + k), rng)
         with autocast(self.device, config.precision):
             with torch.no_grad():
                 fake, fake_labels = self._fakes(rng)
@@ -138,15 +145,25 @@ class GANTrainer:
         return _descend(self.adam["discriminator"], loss)
 
     def _generator_step(self, step: int) -> Tensor:
-        rng = derive(self.config.seed, "generator", step)
         self.discriminator.requires_grad_(False)
+        loss = _descend(self.adam["generator"], self._fooling(step))
+        self.discriminator.requires_grad_(True)
+        return loss
+
+    def _fooling(self, step: int) -> Tensor:
+        rng = derive(self.config.seed, "generator", step)
         with autocast(self.device, self.config.precision):
             fake, labels = self._fakes(rng)
             fake = _diffaugment(fake.float(), self.groups, rng)
-            loss = -self.discriminator(fake, labels).float().mean()
-        loss = _descend(self.adam["generator"], loss)
-        self.discriminator.requires_grad_(True)
-        return loss
+            return -self.discriminator(fake, labels).float().mean()
+
+    def _reals(self, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = rows.to(self.device)
+        real, labels = self.images[rows].float() / 127.5 - 1, self.labels[rows]
+        if self.config.flip:
+            mirrored = (torch.rand(len(rows), generator=rng) < 0.5).to(self.device)
+            real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
+        return real, labels
 
     def _fakes(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         n = self.config.batch_size
@@ -157,14 +174,15 @@ class GANTrainer:
     @torch.no_grad()
     def _average_step(self, step: int) -> None:
         decay = self.config.ema if step >= self.config.ema_start else 0.0
-        raw = self.generator.state_dict()
-        for name, tensor in self.average.state_dict().items():
-            tensor.lerp_(raw[name], 1 - decay)
+        for average, network in self.AVERAGES.items():
+            raw = getattr(self, network).state_dict()
+            for name, tensor in getattr(self, average).state_dict().items():
+                tensor.lerp_(raw[name], 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on."""
         state = {}
-        for name in ("generator", "discriminator", "average"):
+        for name in self.NETWORKS:
             for key, tensor in getattr(self, name).state_dict().items():
                 state[f"{name}.{key}"] = tensor
         for name, optimiser in self.adam.items():
@@ -175,7 +193,7 @@ class GANTrainer:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``."""
-        for name in ("generator", "discriminator", "average"):
+        for name in self.NETWORKS:
             getattr(self, name).load_state_dict(_under(state, f"{name}."))
         for name, optimiser in self.adam.items():
             parameters = optimiser.param_groups[0]["params"]
@@ -194,18 +212,26 @@ class GANTrainer:
         model.converge_power_vectors()
         return model.eval()
 
+    def exported(self) -> dict[str, Tensor]:
+        """The tensors of the file that stays."""
+        return self.averaged().state_dict()
+
+    def sample_grid(self) -> Image.Image:
+        """One row of pictures for each class (of at most ten)."""
+        return grid(to_uint8(self.pictures(min(10, self.data.num_classes))))
+
     @torch.no_grad()
-    def sample_grid(self, per_class: int = 10) -> Image.Image:
-        """One row of samples for each class (of at most ten)."""
-        classes = min(10, self.data.num_classes)
+    def pictures(self, classes: int, per_class: int = 10) -> Tensor:
+        """Samples of the first classes: classes per_class c h w, in [-1, 1]."""
         labels = torch.arange(classes).repeat_interleave(per_class)
         rng = derive(self.config.seed, "samples")
         latents = torch.randn(len(labels), self.config.latent_dim, generator=rng)
         images = self.averaged()(latents.to(self.device), labels.to(self.device)).cpu()
-        return grid(to_uint8(images).unflatten(0, (classes, per_class)))
+        return images.unflatten(0, (classes, per_class))
 
 
-def _adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+    """Adam as GANs like it: no momentum."""
     return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
 
 
@@ -220,10 +246,21 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
 
 
-def pretrain(config: PretrainingConfig, data: Dataset, out: Path) -> Path:
+def pretrain(
+    config: PretrainingConfig,
+    data: Dataset,
+    out: Path,
+    make: Callable[[Any, ImageSet], GANTrainer] = GANTrainer,
+) -> Path:
     """Train a generator in the directory ``out``, or go on where a killed run stopped.
 
     Writes ``generator.safetensors`` (averaged weights), ``metrics.jsonl`` and sample grids.
+
+    Args:
+        config: settings of the trainer.
+        data: its training images are learned.
+        out: one directory for one training.
+        make: the trainer of such a config and images.
 
     Returns:
         The generator's path.
@@ -232,15 +269,9 @@ def pretrain(config: PretrainingConfig, data: Dataset, out: Path) -> Path:
         InputError: ``out`` belongs to another configuration or has more steps already, or the
             loss became non-finite (the last good checkpoint is kept).
     """
-    identity = artefacts.json_digest(
-        # Defaults are left out: a field added later must not orphan a training that took days.
-        [
-            config.model_dump(exclude=PLACES, exclude_defaults=True),
-            data.train.fingerprint,
-        ]
-    )
     with artefacts.locked(out):
-        trainer = GANTrainer(config, data.train)
+        trainer = make(config, data.train)
+        identity = artefacts.json_digest(trainer.identity())
         checkpoint = Checkpoint(out / "checkpoint.safetensors", identity, every_seconds=120.0)
         begun = 0
         if (found := checkpoint.load()) is not None:
@@ -286,10 +317,11 @@ def _export(trainer: GANTrainer, data: Dataset, identity: str, out: Path) -> Pat
     seconds = sum(row["seconds"] for row in artefacts.read_jsonl(out / "metrics.jsonl"))
     artefacts.save(
         path,
-        trainer.averaged().state_dict(),
+        trainer.exported(),
         {
             "kind": "generator",
             "architecture": "biggan",
+            "objective": trainer.OBJECTIVE,
             "weights": "average",
             "config": trainer.config.model_dump(),
             "training": identity,

@@ -12,8 +12,14 @@ from itgan import artefacts
 from itgan.devices import pick_device
 from itgan.errors import InputError
 from itgan.generators.biggan import BigGAN, BigGANShape
+from itgan.generators.encoder import encoder_from_state
 from itgan.generators.frozen import FrozenGenerator
-from itgan.generators.protocol import ConditionalGenerator, WrappedGenerator, wrap_generator
+from itgan.generators.protocol import (
+    ConditionalGenerator,
+    Encoder,
+    WrappedGenerator,
+    wrap_generator,
+)
 from itgan.generators.torchscript import (
     TorchScriptGenerator,
     from_payload,
@@ -28,10 +34,12 @@ __all__ = [
     "BigGAN",
     "BigGANShape",
     "ConditionalGenerator",
+    "Encoder",
     "FrozenGenerator",
     "StoredGenerator",
     "TorchScriptGenerator",
     "WrappedGenerator",
+    "load_encoder",
     "load_generator",
     "restore_generator",
     "shipped",
@@ -58,17 +66,9 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> St
     Raises:
         InputError: unknown name, or a file that is damaged or of another layout.
     """
-    path = Path(source)
-    if path.suffix == "" and not path.exists():
-        names = shipped("generator")
-        if str(source) not in names:
-            raise InputError(
-                f"generator {str(source)!r}: no such file, and not one of the shipped ones: "
-                f"{', '.join(names)}"
-            )
-        path = names[str(source)]
+    path = _find(source)
     if path.suffix == ".safetensors":
-        state, _ = artefacts.load(path, "generator")
+        state, _ = _split(artefacts.load(path, "generator")[0])
     elif path.suffix in (".pt", ".pth"):
         if is_torchscript(path):
             return load_torchscript(path, pick_device(str(device)))
@@ -83,6 +83,50 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> St
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return frozen.to(pick_device(str(device)))
+
+
+def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Load the encoder of an autoencoder: images in [-1, 1] and labels -> latents.
+
+    Args:
+        source: a shipped name, or a ``.safetensors`` file from ``itgan pretrain``.
+        device: where it computes.
+
+    Raises:
+        InputError: the file is damaged, or holds a generator alone.
+    """
+    path = _find(source)
+    state, encoder = _split(artefacts.load(path, "generator")[0])
+    if not encoder:
+        raise InputError(
+            f"{path}: holds a generator without an encoder; give one that `itgan pretrain "
+            "ae-digits` or another autoencoder preset made"
+        )
+    try:
+        model = encoder_from_state(encoder, BigGANShape.of(state))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return model.to(pick_device(str(device)))
+
+
+def _find(source: str | Path) -> Path:
+    """The path of a file or of a shipped generator."""
+    path = Path(source)
+    if path.suffix == "" and not path.exists():
+        names = shipped("generator")
+        if str(source) not in names:
+            raise InputError(
+                f"generator {str(source)!r}: no such file, and not one of the shipped ones: "
+                f"{', '.join(names)}"
+            )
+        path = names[str(source)]
+    return path
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of the generator, and those of the encoder that an autoencoder's file adds."""
+    encoder = {n.removeprefix("encoder."): t for n, t in tensors.items() if n[:8] == "encoder."}
+    return {n: t for n, t in tensors.items() if n[:8] != "encoder."}, encoder
 
 
 def restore_generator(

@@ -54,6 +54,17 @@ class ConditionalGenerator(Protocol):
         ...
 
 
+@runtime_checkable
+class Encoder(Protocol):
+    """A fast approximate inverse of a generator; a start for inversion."""
+
+    def __call__(
+        self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n ..."]:
+        """Latents whose images resemble these, in [-1, 1], of these classes."""
+        ...
+
+
 class WrappedGenerator:
     """A user's function with this project's conventions around it; made by ``wrap_generator``."""
 
