@@ -11,7 +11,7 @@ from itgan.configs import PretrainingConfig
 from itgan.errors import InputError
 from itgan.generators import load_generator
 from itgan.generators.biggan import power_step
-from itgan.pretraining import GANTrainer, EpochStream, parse_diffaugment, pretrain
+from itgan.pretraining import EpochStream, GANTrainer, parse_diffaugment, pretrain
 
 TINY = PretrainingConfig(
     steps=6,

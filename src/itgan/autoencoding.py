@@ -36,7 +36,7 @@ class AutoencoderTrainer(GANTrainer):
     OBJECTIVE = "autoencoder"
     NETWORKS = (*GANTrainer.NETWORKS, "encoder", "average_encoder", "extractor")
     AVERAGES: Mapping[str, str] = {**GANTrainer.AVERAGES, "average_encoder": "encoder"}
-    config: AutoencodingConfig
+    config: AutoencodingConfig  # pyrefly: ignore
 
     def __init__(self, config: AutoencodingConfig, data: ImageSet) -> None:
         """Fresh networks; the extractor is trained before the first step."""
@@ -94,8 +94,7 @@ class AutoencoderTrainer(GANTrainer):
         if adversarial:
             losses["g_loss"] = self._fooling(step)
         loss = losses["l1"] + config.feature_weight * losses["feature"]
-        loss = loss + config.kl_weight * losses["kl"]
-        loss = loss + config.adversarial_weight * losses["g_loss"]
+        loss += config.kl_weight * losses["kl"] + config.adversarial_weight * losses["g_loss"]
         for name in ("generator", "encoder"):
             self.adam[name].zero_grad()
         loss.backward()

@@ -1,15 +1,18 @@
 """A generator's card: what it was trained on and how, and how well one can learn from it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from itgan import artefacts
 from itgan.configs import EvaluationConfig
-from itgan.data import Dataset
+from itgan.data import Dataset, ImageSet
 from itgan.evaluation import evaluate, summarize
-from itgan.generators import load_generator
-from itgan.sources import FreshSamples
+from itgan.generators import ConditionalGenerator, load_encoder, load_generator
+from itgan.inversion import psnr
+from itgan.latents import LatentBank
+from itgan.sources import CHUNK, FreshSamples
 
 EPOCHS, PER_CLASS = 20, 5000
 
@@ -52,6 +55,28 @@ def write_card(path: Path, data: Dataset) -> Path:
         f"{len(held_out):,} {which} images)",
         f"- file: {path.stat().st_size:,} bytes, tensors' sha256 `{metadata['sha256']}`",
     ]
+    if metadata.get("objective") == "autoencoder":
+        lines.insert(-1, _losses(config))
+        lines.insert(-1, _reconstruction(path, generator, held_out, which))
     card = path.with_name("card.md")
     artefacts.write_bytes(card, ("\n".join(lines) + "\n").encode())
     return card
+
+
+def _losses(config: dict[str, Any]) -> str:
+    return (
+        f"- autoencoder: L1, features x {config['feature_weight']:g}, divergence x "
+        f"{config['kl_weight']:g}, hinge loss of samples x {config['adversarial_weight']:g} from "
+        f"step {config['adversarial_start']:,} on, Adam {config['encoder_rate']:g} for the encoder"
+    )
+
+
+def _reconstruction(
+    path: Path, generator: ConditionalGenerator, images: ImageSet, which: str
+) -> str:
+    encode = load_encoder(path)
+    chunks = torch.arange(len(images)).split(CHUNK)
+    latents = torch.cat([encode(images.floats(rows), images.labels[rows]) for rows in chunks])
+    bank = LatentBank(latents, images.labels, images.rows, "inverted")
+    decibels = psnr(generator, bank, images)
+    return f"- reconstruction: {decibels:.1f} dB PSNR on {len(images):,} {which} images"

@@ -216,7 +216,9 @@ class RunConfig(Config):
         "digits",
         description="digits, a Parquet folder, or hf: imagefolder: npz: cifar-binary: and a place",
     )
-    generator: str = Field("biggan-digits", description="a shipped generator's name, or a file")
+    generator: str = Field(
+        "biggan-digits", description="a shipped generator's name, a file, or diffusers:FOLDER"
+    )
     latents_per_class: Count | None = Field(
         10, description="size of the bank; None takes every training image"
     )

@@ -63,8 +63,14 @@ class Experiment:
     @cached_property
     def generator(self) -> StoredGenerator:
         """The frozen generator, checked against the data."""
-        generator = load_generator(self.config.generator, pick_device(self.config.device))
-        check_images(generator, self.data.train)
+        train = self.data.train
+        generator = load_generator(
+            self.config.generator,
+            pick_device(self.config.device),
+            num_classes=train.num_classes,
+            image_shape=train.image_shape,
+        )
+        check_images(generator, train)
         return generator
 
     @cached_property

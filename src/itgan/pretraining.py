@@ -69,10 +69,12 @@ class EpochStream:
     """An endless sequence of batches of row numbers, each epoch in its own order."""
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        """Of ``n`` rows."""
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self._orders: dict[int, Tensor] = {}
 
     def batch(self, index: int) -> Tensor:
+        """The rows of one batch, whichever were asked for before."""
         positions = torch.arange(index * self.batch_size, (index + 1) * self.batch_size)
         epochs = range(int(positions[0]) // self.n, int(positions[-1]) // self.n + 1)
         self._orders = {

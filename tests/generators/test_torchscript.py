@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from itgan import artefacts
 from itgan.cli import main
 from itgan.errors import InputError
 from itgan.generators import TorchScriptGenerator, load_generator
@@ -110,6 +111,27 @@ def test_it_goes_the_whole_road_from_the_command_line(tmp_path, capsys):
     flags += " --evaluation.updates 2 --evaluation.curve-points 1"
     arguments = ["run", "digits", "--generator", str(path), "--out", str(run), *flags.split()]
     assert main(arguments) == 0
-    assert (run / "results.json").exists()
-    assert main(["inspect", str(run / "sets" / "itgan-0.itgan.safetensors")]) == 0
+    assert {row["source"] for row in artefacts.read_jsonl(run / "trials.jsonl")} == {
+        "gan",
+        "itgan",
+    }
+    assert (run / "report.html").exists()
+    path.unlink()  # the set stands alone
+    path.with_suffix(".json").unlink()
+    made = str(run / "sets" / "itgan-0.itgan.safetensors")
+    capsys.readouterr()
+    assert main(["score", made, "--network-seeds", "0", "--evaluation.updates", "2"]) == 0
+    assert "itgan" in capsys.readouterr().out
+    assert main(["inspect", made]) == 0
     assert "torchscript" in capsys.readouterr().out
+    assert main(["generate", made, "--format", "npz", "--out", str(tmp_path / "images")]) == 0
+
+
+def test_a_traced_module_with_spatial_latents(tmp_path):
+    layer = nn.Sequential(nn.ConvTranspose2d(2, 3, 4, 4), nn.Tanh())
+    torch.jit.save(torch.jit.trace(layer, torch.zeros(2, 2, 4, 4)), tmp_path / "g.pt")
+    about = {"latent_shape": [2, 4, 4], "num_classes": 2, "image_shape": [3, 16, 16]}
+    (tmp_path / "g.json").write_text(json.dumps({**about, "labels": "none"}))
+    generator = load_generator(tmp_path / "g.pt")
+    z = torch.ones(3, 2, 4, 4)
+    torch.testing.assert_close(generator(z, torch.tensor([0, 1, 1])), layer(z))

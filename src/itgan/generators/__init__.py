@@ -12,6 +12,13 @@ from itgan import artefacts
 from itgan.devices import pick_device
 from itgan.errors import InputError
 from itgan.generators.biggan import BigGAN, BigGANShape
+from itgan.generators.diffusers import (
+    PREFIX,
+    DiffusersGenerator,
+    load_diffusers,
+    load_diffusers_encoder,
+    restore_diffusers,
+)
 from itgan.generators.encoder import encoder_from_state
 from itgan.generators.frozen import FrozenGenerator
 from itgan.generators.protocol import (
@@ -27,13 +34,14 @@ from itgan.generators.torchscript import (
     load_torchscript,
 )
 
-StoredGenerator = FrozenGenerator | TorchScriptGenerator
+StoredGenerator = FrozenGenerator | TorchScriptGenerator | DiffusersGenerator
 """Generators that a file can hold."""
 
 __all__ = [
     "BigGAN",
     "BigGANShape",
     "ConditionalGenerator",
+    "DiffusersGenerator",
     "Encoder",
     "FrozenGenerator",
     "StoredGenerator",
@@ -54,18 +62,29 @@ def shipped(kind: str) -> dict[str, Path]:
     return {p.stem: p for p in paths if artefacts.read_metadata(p).get("kind") == kind}
 
 
-def load_generator(source: str | Path, device: str | torch.device = "cpu") -> StoredGenerator:
+def load_generator(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> StoredGenerator:
     """Load a generator, frozen.
 
     Args:
         source: a shipped name (see ``itgan zoo``), a ``.safetensors`` file of this project, a
-            BigGAN state dict (``.pth``) in the layout of the public CIFAR generators, or a
-            TorchScript module (``.pt``) that says how it is called (``generators.torchscript``).
+            BigGAN state dict (``.pth``) in the layout of the public CIFAR generators, a
+            TorchScript module (``.pt``) that says how it is called (``generators.torchscript``),
+            or ``diffusers:`` and a folder with an ``AutoencoderKL`` (``generators.diffusers``).
         device: where it computes.
+        num_classes: of the data, for a generator that takes no labels (diffusers).
+        image_shape: of the data, for a generator that makes images of any size (diffusers).
 
     Raises:
         InputError: unknown name, or a file that is damaged or of another layout.
     """
+    if str(source).startswith(PREFIX):
+        return load_diffusers(str(source), pick_device(str(device)), num_classes, image_shape)
     path = _find(source)
     if path.suffix == ".safetensors":
         state, _ = _split(artefacts.load(path, "generator")[0])
@@ -74,10 +93,7 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> St
             return load_torchscript(path, pick_device(str(device)))
         state = artefacts.load_foreign(path)
     else:
-        raise InputError(
-            f"{path}: generators are read from .safetensors, .pth or .pt files; formats that "
-            "run code when loaded, or have no gradient, must be converted to one of these first"
-        )
+        raise InputError(f"{path}: {_refusal(path)}")
     try:
         frozen = FrozenGenerator.from_biggan(biggan_from_state(state))
     except InputError as error:
@@ -85,16 +101,32 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> St
     return frozen.to(pick_device(str(device)))
 
 
+def _refusal(path: Path) -> str:
+    """Why a file of this format is not read, and what to do."""
+    remedy = "export its PyTorch module with torch.jit.trace as a .pt file and give that"
+    if path.suffix in (".pkl", ".pickle"):
+        return f"a pickle runs code when it is loaded; where you trust it, {remedy}"
+    if path.suffix == ".onnx":
+        return f"an ONNX graph has no gradient in its latents; {remedy}"
+    return (
+        "generators are read from .safetensors, .pth or .pt files, and from diffusers:FOLDER; "
+        "convert it to one of these first"
+    )
+
+
 def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """Load the encoder of an autoencoder: images in [-1, 1] and labels -> latents.
 
     Args:
-        source: a shipped name, or a ``.safetensors`` file from ``itgan pretrain``.
+        source: a shipped name, a ``.safetensors`` file from ``itgan pretrain``, or ``diffusers:``
+            and a folder with an ``AutoencoderKL``.
         device: where it computes.
 
     Raises:
         InputError: the file is damaged, or holds a generator alone.
     """
+    if str(source).startswith(PREFIX):
+        return load_diffusers_encoder(str(source), pick_device(str(device)))
     path = _find(source)
     state, encoder = _split(artefacts.load(path, "generator")[0])
     if not encoder:
@@ -143,6 +175,8 @@ def restore_generator(
     if form == "torchscript" and "torchscript" in tensors:
         payload = tensors["torchscript"].numpy().tobytes()
         return from_payload(payload, dict(conventions), torch.device(device))
+    if form == "diffusers":
+        return restore_diffusers(tensors, conventions, torch.device(device))
     raise InputError(f"holds a generator of form {form!r}, which this itgan cannot read")
 
 
