@@ -16,7 +16,7 @@ import itgan.generators
 import itgan.pipeline
 from itgan import artefacts, cards, cli
 from itgan.cli import COMMANDS, main
-from itgan.configs import Config, PretrainingConfig, RunConfig, ScoreConfig
+from itgan.configs import AutoencodingConfig, Config, PretrainingConfig, RunConfig, ScoreConfig
 from itgan.latents import LatentBank
 from itgan.recipes import PRETRAININGS, RECIPES
 from itgan.sources import SyntheticSet
@@ -157,6 +157,17 @@ def test_so_are_they_in_pretraining(refused, flag, dotted, count, valid):
             assert names(line, flag, dotted), (text, line)
 
 
+@pytest.mark.parametrize(
+    ("flag", "dotted", "count", "valid"),
+    [p for p in numbers(AutoencodingConfig) if p.values[1] not in PretrainingConfig.model_fields],
+)
+def test_so_are_they_in_autoencoding(refused, flag, dotted, count, valid):
+    for text in VALUES:
+        if not valid(text):
+            line = refused("pretrain", "ae-digits", flag, *[text] * count)
+            assert names(line, flag, dotted), (text, line)
+
+
 def test_so_are_they_in_scoring(refused, generator, bank, tmp_path):
     SyntheticSet(generator, bank).save(tmp_path / "set.safetensors")
     for parameter in numbers(ScoreConfig):
@@ -229,7 +240,10 @@ def test_wrong_input_is_told_in_one_line(refused, arguments, told):
         ("--device warp", "device 'warp' cannot be used here"),
         ("--generator nobody", "generator 'nobody': no such file, and not one of the shipped"),
         ("--generator none.safetensors", "none.safetensors: no such file"),
-        ("--generator model.pkl", "model.pkl: generators are read from .safetensors, "),
+        ("--generator model.pkl", "model.pkl: a pickle runs code when it is loaded; "),
+        ("--generator model.onnx", "model.onnx: an ONNX graph has no gradient in its latents; "),
+        ("--generator model.h5", "model.h5: generators are read from .safetensors, "),
+        ("--generator diffusers:none", "diffusers:none: no folder with a readable config.json"),
         ("--generator text.pth", "text.pth: "),
         ("--generator text.safetensors", "text.safetensors: not a readable safetensors file"),
         ("--generator bank.safetensors", "bank.safetensors: holds a 'bank', expected a 'gen"),
@@ -336,6 +350,18 @@ def test_pretraining_makes_a_generator_with_a_card(done, tmp_path, monkeypatch):
     assert itgan.generators.load_generator(tmp_path / "made" / "generator.safetensors")
 
 
+def test_pretraining_makes_an_autoencoder_with_a_card(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "EPOCHS", 1)
+    small = "--steps 2 --batch-size 4 --channels 2 --latent-dim 4 --adversarial-start 1"
+    small += " --extractor.updates 1 --out made"
+    told = done("pretrain", "ae-digits", *small.split())
+    assert "card: made/card.md" in told
+    assert "dB PSNR on 200 validation images" in Path("made/card.md").read_text()
+    path = tmp_path / "made" / "generator.safetensors"
+    assert itgan.generators.load_generator(path).latent_shape == (4,)
+    assert itgan.generators.load_encoder(path)(torch.zeros(1, 1, 8, 8), torch.tensor([3])).any()
+
+
 def test_the_zoo_lists_what_ships(done, file, monkeypatch):
     metadata = {"kind": "generator", "dataset": "digits"}
     artefacts.save(Path("mine.safetensors"), {"x": torch.zeros(1)}, metadata)
@@ -378,7 +404,12 @@ def test_each_command_lists_its_recipes(capsys, command):
 
 @pytest.mark.parametrize(
     ("arguments", "kind"),
-    [("run digits", RunConfig), ("pretrain digits", PretrainingConfig), ("score", ScoreConfig)],
+    [
+        ("run digits", RunConfig),
+        ("pretrain digits", PretrainingConfig),
+        ("pretrain ae-digits", AutoencodingConfig),
+        ("score", ScoreConfig),
+    ],
 )
 def test_every_field_is_a_flag_in_the_help(capsys, monkeypatch, arguments, kind):
     def flags(kind, prefix=""):

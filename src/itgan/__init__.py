@@ -18,8 +18,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from itgan import matching
     from itgan.augment import Augmentation, draw_augmentation, siamese
+    from itgan.autoencoding import pretrain_autoencoder
     from itgan.condensation import condense
     from itgan.configs import (
+        AutoencodingConfig,
         CondensationConfig,
         EvaluationConfig,
         InversionConfig,
@@ -30,7 +32,14 @@ if TYPE_CHECKING:
     from itgan.embedding import RandomPool, train_extractor
     from itgan.errors import InputError
     from itgan.evaluation import Trial, evaluate, paired_difference, summarize
-    from itgan.generators import ConditionalGenerator, load_generator, shipped, wrap_generator
+    from itgan.generators import (
+        ConditionalGenerator,
+        Encoder,
+        load_encoder,
+        load_generator,
+        shipped,
+        wrap_generator,
+    )
     from itgan.inversion import invert
     from itgan.latents import LatentBank, sample_latents
     from itgan.networks import build_network
@@ -43,7 +52,9 @@ _HOME = {
     "Augmentation": "augment",
     "draw_augmentation": "augment",
     "siamese": "augment",
+    "pretrain_autoencoder": "autoencoding",
     "condense": "condensation",
+    "AutoencodingConfig": "configs",
     "CondensationConfig": "configs",
     "EvaluationConfig": "configs",
     "InversionConfig": "configs",
@@ -60,6 +71,8 @@ _HOME = {
     "paired_difference": "evaluation",
     "summarize": "evaluation",
     "ConditionalGenerator": "generators",
+    "Encoder": "generators",
+    "load_encoder": "generators",
     "load_generator": "generators",
     "shipped": "generators",
     "wrap_generator": "generators",
@@ -75,9 +88,11 @@ _HOME = {
 
 __all__ = [
     "Augmentation",
+    "AutoencodingConfig",
     "CondensationConfig",
     "ConditionalGenerator",
     "Dataset",
+    "Encoder",
     "EvaluationConfig",
     "FreshSamples",
     "ImageSet",
@@ -96,10 +111,12 @@ __all__ = [
     "evaluate",
     "invert",
     "load_dataset",
+    "load_encoder",
     "load_generator",
     "matching",
     "paired_difference",
     "pretrain",
+    "pretrain_autoencoder",
     "sample_latents",
     "shipped",
     "siamese",
