@@ -126,7 +126,8 @@ def pretrain_autoencoder(config: AutoencodingConfig, data: Dataset, out: Path) -
     """Train an autoencoder in the directory ``out``, as ``pretrain`` trains a GAN.
 
     The file is a generator (the decoder) with an encoder: ``load_generator`` reads the one,
-    ``load_encoder`` the other.
+    ``load_encoder`` the other. A generator's fingerprint is of the decoder alone, and synthetic
+    sets store no encoder.
 
     Returns:
         The file's path.
