@@ -107,7 +107,7 @@ def pretrain_cifar10_cpu() -> PretrainingConfig:
 
 
 def pretrain_ae_digits() -> AutoencodingConfig:
-    """An autoencoder of 8x8 digits, decoder and encoder: about ten minutes on two cores."""
+    """An autoencoder of 8x8 digits, decoder and encoder: minutes on two cores."""
     return AutoencodingConfig(
         dataset="digits",
         validation=200,
