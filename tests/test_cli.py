@@ -15,7 +15,14 @@ import itgan.generators
 import itgan.pipeline
 from itgan import artefacts, cli
 from itgan.cli import COMMANDS, main
-from itgan.configs import Config, MeasureConfig, PretrainingConfig, RunConfig, ScoreConfig
+from itgan.configs import (
+    AutoencodingConfig,
+    Config,
+    MeasureConfig,
+    PretrainingConfig,
+    RunConfig,
+    ScoreConfig,
+)
 from itgan.latents import LatentBank
 from itgan.recipes import PRETRAININGS, RECIPES
 from itgan.sources import SyntheticSet
@@ -156,6 +163,17 @@ def test_so_are_they_in_pretraining(refused, flag, dotted, count, valid):
             assert names(line, flag, dotted), (text, line)
 
 
+@pytest.mark.parametrize(
+    ("flag", "dotted", "count", "valid"),
+    [p for p in numbers(AutoencodingConfig) if p.values[1] not in PretrainingConfig.model_fields],
+)
+def test_so_are_they_in_autoencoding(refused, flag, dotted, count, valid):
+    for text in VALUES:
+        if not valid(text):
+            line = refused("pretrain", "ae-digits", flag, *[text] * count)
+            assert names(line, flag, dotted), (text, line)
+
+
 def test_so_are_they_in_scoring(refused, generator, bank, tmp_path):
     SyntheticSet(generator, bank).save(tmp_path / "set.safetensors")
     for parameter in numbers(ScoreConfig):
@@ -228,7 +246,10 @@ def test_wrong_input_is_told_in_one_line(refused, arguments, told):
         ("--device warp", "device 'warp' cannot be used here"),
         ("--generator nobody", "generator 'nobody': no such file, and not one of the shipped"),
         ("--generator none.safetensors", "none.safetensors: no such file"),
-        ("--generator model.pkl", "model.pkl: generators are read from .safetensors, "),
+        ("--generator model.pkl", "model.pkl: a pickle runs code when it is loaded; "),
+        ("--generator model.onnx", "model.onnx: an ONNX graph has no gradient in its latents; "),
+        ("--generator model.h5", "model.h5: generators are read from .safetensors, "),
+        ("--generator diffusers:none", "diffusers:none: no folder with a readable config.json"),
         ("--generator text.pth", "text.pth: "),
         ("--generator text.safetensors", "text.safetensors: not a readable safetensors file"),
         ("--generator bank.safetensors", "bank.safetensors: holds a 'bank', expected a 'gen"),
@@ -381,6 +402,18 @@ def test_wrong_measurements_are_told_in_one_line(refused, file):
         assert told in refused("measure", *arguments)
 
 
+def test_pretraining_makes_an_autoencoder_with_a_card(done, tmp_path):
+    small = "--steps 2 --batch-size 4 --channels 2 --latent-dim 4 --adversarial-start 1"
+    small += " --extractor.updates 1 --out made --card.figures recall"
+    protocol = [flag.replace("--", "--card.") for flag in MEASURED]
+    told = done("pretrain", "ae-digits", *small.split(), *protocol)
+    assert "card: made/card.md" in told
+    assert "dB PSNR on 200 validation images" in Path("made/card.md").read_text()
+    path = tmp_path / "made" / "generator.safetensors"
+    assert itgan.generators.load_generator(path).latent_shape == (4,)
+    assert itgan.generators.load_encoder(path)(torch.zeros(1, 1, 8, 8), torch.tensor([3])).any()
+
+
 def test_the_zoo_lists_what_ships(done, file, monkeypatch):
     metadata = {"kind": "generator", "dataset": "digits"}
     artefacts.save(Path("mine.safetensors"), {"x": torch.zeros(1)}, metadata)
@@ -427,6 +460,7 @@ def test_each_command_lists_its_recipes(capsys, command):
         ("run digits", RunConfig),
         ("pretrain digits", PretrainingConfig),
         ("measure", MeasureConfig),
+        ("pretrain ae-digits", AutoencodingConfig),
         ("score", ScoreConfig),
     ],
 )

@@ -27,7 +27,7 @@ baselines export foreign
 evaluation
 metrics
 cards charts pretraining
-tables
+autoencoding tables
 report
 runs
 pipeline

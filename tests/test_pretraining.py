@@ -20,7 +20,7 @@ from itgan.errors import InputError
 from itgan.generators import FrozenGenerator, load_generator
 from itgan.generators.biggan import power_step
 from itgan.metrics import measure
-from itgan.pretraining import GANTrainer, _Stream, identity_of, parse_diffaugment, pretrain
+from itgan.pretraining import EpochStream, GANTrainer, parse_diffaugment, pretrain
 
 TINY = PretrainingConfig(
     steps=6,
@@ -32,6 +32,10 @@ TINY = PretrainingConfig(
     diffaugment="translation,cutout,color",
     device="cpu",
 )
+
+
+def identity_of(config, images):
+    return artefacts.json_digest(GANTrainer(config, images).identity())
 
 
 def tiny(**changes):
@@ -369,7 +373,7 @@ def steps_of(path):
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (10, 5), (7, 1), (3, 8), (5, 5)])
 def test_each_epoch_has_every_row_once(n, batch_size):
-    stream = _Stream(n, batch_size, seed=0)
+    stream = EpochStream(n, batch_size, seed=0)
     batches = [stream.batch(i) for i in range(3 * n)]
     assert {len(batch) for batch in batches} == {batch_size}
     epochs = torch.cat(batches).view(-1, n)
@@ -379,17 +383,17 @@ def test_each_epoch_has_every_row_once(n, batch_size):
 
 
 def test_a_batch_depends_on_its_number_alone():
-    backwards, fresh = _Stream(10, 4, seed=0), _Stream(10, 4, seed=0)
+    backwards, fresh = EpochStream(10, 4, seed=0), EpochStream(10, 4, seed=0)
     in_order = [fresh.batch(i) for i in range(9)]
     for i in reversed(range(9)):
         assert torch.equal(backwards.batch(i), in_order[i])
-    assert not torch.equal(_Stream(10, 4, seed=1).batch(0), in_order[0])
+    assert not torch.equal(EpochStream(10, 4, seed=1).batch(0), in_order[0])
 
 
 def test_discriminator_steps_take_new_batches(digits, monkeypatch):
     taken = []
-    batch = _Stream.batch
-    monkeypatch.setattr(_Stream, "batch", lambda self, i: taken.append(i) or batch(self, i))
+    batch = EpochStream.batch
+    monkeypatch.setattr(EpochStream, "batch", lambda self, i: taken.append(i) or batch(self, i))
     trainer = GANTrainer(tiny(discriminator_steps=3), digits.train)
     trainer.step(0)
     trainer.step(1)
@@ -439,7 +443,7 @@ class Grey(nn.Module):
 def test_the_hinge_losses_by_hand(digits, monkeypatch):
     trainer = GANTrainer(tiny(diffaugment="none", flip=False), digits.train)
     trainer.generator, trainer.discriminator = Grey(), Brightness()
-    monkeypatch.setattr(pretraining, "_descend", lambda _, loss, name: loss.detach())
+    monkeypatch.setattr(pretraining, "descend", lambda _, loss, name: loss.detach())
     rows = trainer.stream.batch(0)
     real = 3 * digits.train.floats(rows).mean((1, 2, 3)) - digits.train.labels[rows]
     loss = trainer._discriminator_step(0, 0)

@@ -4,7 +4,7 @@ import pytest
 
 from itgan import cli
 from itgan.augment import parse_strategy
-from itgan.configs import PretrainingConfig, RunConfig
+from itgan.configs import AutoencodingConfig, PretrainingConfig, RunConfig
 from itgan.pretraining import parse_diffaugment
 from itgan.recipes import (
     PRETRAININGS,
@@ -42,10 +42,16 @@ def test_every_augmentation_of_a_recipe_is_understood(name):
 def test_a_pretraining_is_a_valid_config(name):
     config = PRETRAININGS[name]()
     assert isinstance(config, PretrainingConfig)
-    assert PretrainingConfig.model_validate(config.model_dump()) == config
+    assert type(config).model_validate(config.model_dump()) == config
     parse_diffaugment(config.diffaugment)
     assert config.out is None
-    assert not (config.dataset == "digits" and config.flip)
+    groups: list[str] = []
+    if isinstance(config, AutoencodingConfig):
+        groups = parse_strategy(config.extractor.augmentation)
+        assert config.adversarial_start < config.steps
+    if config.dataset == "digits":
+        assert not config.flip
+        assert "flip" not in groups
 
 
 @pytest.mark.parametrize("make", [*RECIPES.values(), *PRETRAININGS.values()])

@@ -18,8 +18,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from itgan import matching
     from itgan.augment import Augmentation, draw_augmentation, siamese
+    from itgan.autoencoding import pretrain_autoencoder
     from itgan.condensation import condense
     from itgan.configs import (
+        AutoencodingConfig,
         CondensationConfig,
         EvaluationConfig,
         InversionConfig,
@@ -31,7 +33,14 @@ if TYPE_CHECKING:
     from itgan.embedding import RandomPool, train_extractor
     from itgan.errors import InputError
     from itgan.evaluation import Trial, evaluate, paired_difference, summarize
-    from itgan.generators import ConditionalGenerator, load_generator, shipped, wrap_generator
+    from itgan.generators import (
+        ConditionalGenerator,
+        Encoder,
+        load_encoder,
+        load_generator,
+        shipped,
+        wrap_generator,
+    )
     from itgan.inversion import invert
     from itgan.latents import LatentBank, sample_latents
     from itgan.metrics import measure
@@ -45,7 +54,9 @@ _HOME = {
     "Augmentation": "augment",
     "draw_augmentation": "augment",
     "siamese": "augment",
+    "pretrain_autoencoder": "autoencoding",
     "condense": "condensation",
+    "AutoencodingConfig": "configs",
     "CondensationConfig": "configs",
     "EvaluationConfig": "configs",
     "InversionConfig": "configs",
@@ -63,6 +74,8 @@ _HOME = {
     "paired_difference": "evaluation",
     "summarize": "evaluation",
     "ConditionalGenerator": "generators",
+    "Encoder": "generators",
+    "load_encoder": "generators",
     "load_generator": "generators",
     "shipped": "generators",
     "wrap_generator": "generators",
@@ -79,9 +92,11 @@ _HOME = {
 
 __all__ = [
     "Augmentation",
+    "AutoencodingConfig",
     "CondensationConfig",
     "ConditionalGenerator",
     "Dataset",
+    "Encoder",
     "EvaluationConfig",
     "FreshSamples",
     "ImageSet",
@@ -101,11 +116,13 @@ __all__ = [
     "evaluate",
     "invert",
     "load_dataset",
+    "load_encoder",
     "load_generator",
     "matching",
     "measure",
     "paired_difference",
     "pretrain",
+    "pretrain_autoencoder",
     "sample_latents",
     "shipped",
     "siamese",

@@ -1,12 +1,18 @@
 """A generator's card: what it was trained on and how, and how good it is."""
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from itgan import artefacts
 from itgan.configs import MetricsConfig
 from itgan.data import Dataset
-from itgan.generators import load_generator
+from itgan.generators import ConditionalGenerator, load_encoder, load_generator
+from itgan.inversion import psnr
+from itgan.latents import LatentBank
 from itgan.metrics import measure
+from itgan.sources import CHUNK
 
 
 def write_card(path: Path, data: Dataset, config: MetricsConfig, device: str = "auto") -> Path:
@@ -17,7 +23,8 @@ def write_card(path: Path, data: Dataset, config: MetricsConfig, device: str = "
     """
     metadata = artefacts.read_metadata(path)
     made = metadata["config"]
-    figures = measure(load_generator(path, device), data, config, path.parent, device)
+    generator = load_generator(path, device)
+    figures = measure(generator, data, config, path.parent, device)
     lines = [
         f"# {metadata['architecture']} of {metadata['dataset']}",
         "",
@@ -35,6 +42,27 @@ def write_card(path: Path, data: Dataset, config: MetricsConfig, device: str = "
         *(f"- {figure.name}: {figure.text()}" for figure in figures),
         f"- file: {path.stat().st_size:,} bytes, tensors' sha256 `{metadata['sha256']}`",
     ]
+    if metadata.get("objective") == "autoencoder":
+        lines.insert(-1, _losses(made))
+        lines.insert(-1, _reconstruction(path, generator, data))
     card = path.with_name("card.md")
     artefacts.write_bytes(card, ("\n".join(lines) + "\n").encode())
     return card
+
+
+def _losses(config: dict[str, Any]) -> str:
+    return (
+        f"- autoencoder: L1, features x {config['feature_weight']:g}, divergence x "
+        f"{config['kl_weight']:g}, hinge loss of samples x {config['adversarial_weight']:g} from "
+        f"step {config['adversarial_start']:,} on, Adam {config['encoder_rate']:g} for the encoder"
+    )
+
+
+def _reconstruction(path: Path, generator: ConditionalGenerator, data: Dataset) -> str:
+    images, which = (data.validation, "validation") if data.validation else (data.test, "test")
+    encode = load_encoder(path, generator.device)
+    chunks = torch.arange(len(images)).split(CHUNK)
+    latents = torch.cat([encode(images.floats(rows), images.labels[rows]) for rows in chunks])
+    bank = LatentBank(latents.cpu(), images.labels, images.rows, "inverted")
+    decibels = psnr(generator, bank, images)
+    return f"- reconstruction: {decibels:.1f} dB PSNR on {len(images):,} {which} images"

@@ -142,13 +142,12 @@ def _recipe(arguments: Sequence[str], command: str) -> "RunConfig":
 
         kept = Run(Path(arguments[0])).config()
         return _parse(RunConfig, arguments[1:], f"itgan {command} {arguments[0]}", kept)
-    config = _preset(RECIPES, RunConfig, arguments, command, "recipe")
+    config = _preset(RECIPES, arguments, command, "recipe")
     return config if config.out else config.model_copy(update={"out": f"runs/{config.recipe}"})
 
 
 def _preset(
     presets: Mapping[str, Callable[[], T]],
-    kind: type[T],
     arguments: Sequence[str],
     command: str,
     what: str,
@@ -165,7 +164,8 @@ def _preset(
     name = arguments[0]
     if name not in presets:
         raise InputError(f"{what} {name!r}: choose one of {', '.join(presets)}")
-    return _parse(kind, arguments[1:], f"itgan {command} {name}", presets[name]())
+    default = presets[name]()
+    return _parse(type(default), arguments[1:], f"itgan {command} {name}", default)
 
 
 def _open(config: "RunConfig") -> tuple["Experiment", "Run"]:
@@ -306,11 +306,12 @@ def _plan_study(name: str, config: "StudyConfig", out: Path) -> None:
 
 
 def _pretrain(arguments: Sequence[str]) -> None:
-    """Train a class-conditional generator; goes on where it stopped."""
-    from itgan.configs import PretrainingConfig
+    """Train a class-conditional generator or autoencoder; goes on where it stopped."""
+    from itgan.configs import AutoencodingConfig
     from itgan.recipes import PRETRAININGS
 
-    config = _preset(PRETRAININGS, PretrainingConfig, arguments, "pretrain", "preset")
+    config = _preset(PRETRAININGS, arguments, "pretrain", "preset")
+    from itgan.autoencoding import pretrain_autoencoder
     from itgan.cards import write_card
     from itgan.data import load_dataset
     from itgan.pretraining import pretrain
@@ -322,7 +323,10 @@ def _pretrain(arguments: Sequence[str]) -> None:
         image_column=config.image_column,
         label_column=config.label_column,
     )
-    path = pretrain(config, data, out)
+    if isinstance(config, AutoencodingConfig):
+        path = pretrain_autoencoder(config, data, out)
+    else:
+        path = pretrain(config, data, out)
     _print(f"generator: {path}")
     _print(f"card: {write_card(path, data, config.card, config.device)}")
 

@@ -26,6 +26,7 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_l
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
@@ -97,9 +98,7 @@ class InversionConfig(Config):
     batch_size: Count = Field(
         100, description="images fitted at a time; does not change the result"
     )
-    lambda_pixel: float = Field(
-        1.0, ge=0, le=1e6, allow_inf_nan=False, description="weight of the pixel distance"
-    )
+    lambda_pixel: Weight = Field(1.0, description="weight of the pixel distance")
     precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
     extractor: EvaluationConfig = Field(
         EvaluationConfig(epochs=20),
@@ -302,6 +301,29 @@ class PretrainingConfig(Config):
     )
 
 
+class AutoencodingConfig(PretrainingConfig):
+    """How an encoder and a BigGAN decoder are trained: L1, features, light KL, late hinge loss."""
+
+    discriminator_steps: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="discriminator steps per generator step, from adversarial_start on"
+    )
+    encoder_rate: Rate = Field(1e-3, description="Adam's learning rate of the encoder")
+    feature_weight: Weight = Field(
+        1.0, description="weight of the distance between features of the extractor"
+    )
+    kl_weight: Weight = Field(
+        1e-3, description="weight of the divergence of latents from N(0, 1), summed over a latent"
+    )
+    adversarial_weight: Weight = Field(0.05, description="weight of the hinge loss of samples")
+    adversarial_start: int = Field(
+        2000, ge=0, description="from this step on there is a discriminator"
+    )
+    extractor: EvaluationConfig = Field(
+        EvaluationConfig(epochs=20),
+        description="training of the feature extractor on the real images",
+    )
+
+
 class RunConfig(Config):
     """An experiment: data, generator, banks, the sources to compare and the protocol."""
 
@@ -310,7 +332,9 @@ class RunConfig(Config):
         "digits",
         description="digits, a Parquet folder, or hf: imagefolder: npz: cifar-binary: and a place",
     )
-    generator: str = Field("biggan-digits", description="a shipped generator's name, or a file")
+    generator: str = Field(
+        "biggan-digits", description="a shipped generator's name, a file, or diffusers:FOLDER"
+    )
     generator_weights: Weights = Field(
         "average", description="the generator's averaged or raw weights"
     )

@@ -92,14 +92,16 @@ class Experiment:
     @cached_property
     def generator(self) -> StoredGenerator:
         """The frozen generator, checked against the data."""
-        config = self.config
+        config, train = self.config, self.data.train
         generator = load_generator(
             config.generator,
             pick_device(config.device),
             config.generator_weights,
             config.recalibrate,
+            num_classes=train.num_classes,
+            image_shape=train.image_shape,
         )
-        check_images(generator, self.data.train)
+        check_images(generator, train)
         return generator
 
     @cached_property

@@ -11,8 +11,9 @@ average of unit vectors is no unit vector. Its file holds the raw weights too.
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,18 +70,20 @@ def _diffaugment(images: Tensor, groups: tuple[str, ...], rng: torch.Generator) 
     return images
 
 
-class _Diverged(Exception):
+class Diverged(Exception):
     """A loss or a gradient that no step can be made with; the weights are those before it."""
 
 
-class _Stream:
+class EpochStream:
     """An endless sequence of batches of row numbers, each epoch in its own order."""
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        """Of ``n`` rows."""
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self._orders: dict[int, Tensor] = {}
 
     def batch(self, index: int) -> Tensor:
+        """The rows of one batch, whichever were asked for before."""
         positions = torch.arange(index * self.batch_size, (index + 1) * self.batch_size)
         epochs = range(int(positions[0]) // self.n, int(positions[-1]) // self.n + 1)
         self._orders = {
@@ -94,6 +97,10 @@ class _Stream:
 
 class GANTrainer:
     """Both networks, their optimisers and the average: everything that a step changes."""
+
+    OBJECTIVE = "gan"
+    NETWORKS: tuple[str, ...] = ("generator", "discriminator", "average")
+    AVERAGES: Mapping[str, str] = {"average": "generator"}
 
     def __init__(self, config: PretrainingConfig, data: ImageSet) -> None:
         """Fresh networks, a function of the seed alone."""
@@ -111,12 +118,18 @@ class GANTrainer:
             network.to(self.device)
             network.to(memory_format=torch.channels_last)  # pyrefly: ignore
         self.adam = {
-            "generator": _adam(self.generator, config.generator_rate),
-            "discriminator": _adam(self.discriminator, config.discriminator_rate),
+            "generator": adam(self.generator, config.generator_rate),
+            "discriminator": adam(self.discriminator, config.discriminator_rate),
         }
-        self.stream = _Stream(len(data), config.batch_size, config.seed)
+        self.stream = EpochStream(len(data), config.batch_size, config.seed)
         self.images = data.images.to(self.device)
         self.labels = data.labels.to(self.device)
+
+    def identity(self) -> list[Any]:
+        """What the training follows from, as JSON."""
+        # Defaults are left out: a field added later must not orphan a training that took days.
+        said = self.config.model_dump(exclude=PLACES, exclude_defaults=True)
+        return [said, self.data.fingerprint]
 
     def step(self, step: int) -> dict[str, float]:
         """Some discriminator steps, one generator step, one step of the average."""
@@ -131,11 +144,7 @@ class GANTrainer:
 
     def _discriminator_step(self, step: int, k: int) -> Tensor:
         config, rng = self.config, derive(self.config.seed, "discriminator", step, k)
-        rows = self.stream.batch(step * config.discriminator_steps + k).to(self.device)
-        real, labels = self.images[rows].float() / 127.5 - 1, self.labels[rows]
-        if config.flip:
-            mirrored = (torch.rand(len(rows), generator=rng) < 0.5).to(self.device)
-            real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
+        real, labels = self._reals(self.stream.batch(step * config.discriminator_steps + k), rng)
         with autocast(self.device, config.precision):
             with torch.no_grad():
                 fake, fake_labels = self._fakes(rng)
@@ -144,18 +153,28 @@ class GANTrainer:
             scores = self.discriminator(images, torch.cat([labels, fake_labels])).float()
         of_real, of_fake = scores.split([len(real), len(fake)])
         loss = F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()
-        return _descend(self.adam["discriminator"], loss, "discriminator")
+        return descend([self.adam["discriminator"]], loss, "discriminator")
 
     def _generator_step(self, step: int) -> Tensor:
-        rng = derive(self.config.seed, "generator", step)
         self.discriminator.requires_grad_(False)
+        loss = descend([self.adam["generator"]], self._fooling(step), "generator")
+        self.discriminator.requires_grad_(True)
+        return loss
+
+    def _fooling(self, step: int) -> Tensor:
+        rng = derive(self.config.seed, "generator", step)
         with autocast(self.device, self.config.precision):
             fake, labels = self._fakes(rng)
             fake = _diffaugment(fake.float(), self.groups, rng)
-            loss = -self.discriminator(fake, labels).float().mean()
-        loss = _descend(self.adam["generator"], loss, "generator")
-        self.discriminator.requires_grad_(True)
-        return loss
+            return -self.discriminator(fake, labels).float().mean()
+
+    def _reals(self, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = rows.to(self.device)
+        real, labels = self.images[rows].float() / 127.5 - 1, self.labels[rows]
+        if self.config.flip:
+            mirrored = (torch.rand(len(rows), generator=rng) < 0.5).to(self.device)
+            real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
+        return real, labels
 
     def _fakes(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         n = self.config.batch_size
@@ -166,14 +185,15 @@ class GANTrainer:
     @torch.no_grad()
     def _average_step(self, step: int) -> None:
         decay = self.config.ema if step >= self.config.ema_start else 0.0
-        raw = self.generator.state_dict()
-        for name, tensor in self.average.state_dict().items():
-            tensor.lerp_(raw[name], 1 - decay)
+        for average, network in self.AVERAGES.items():
+            raw = getattr(self, network).state_dict()
+            for name, tensor in getattr(self, average).state_dict().items():
+                tensor.lerp_(raw[name], 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on."""
         state = {}
-        for name in ("generator", "discriminator", "average"):
+        for name in self.NETWORKS:
             for key, tensor in getattr(self, name).state_dict().items():
                 state[f"{name}.{key}"] = tensor
         for name, optimiser in self.adam.items():
@@ -184,7 +204,7 @@ class GANTrainer:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``."""
-        for name in ("generator", "discriminator", "average"):
+        for name in self.NETWORKS:
             getattr(self, name).load_state_dict(_under(state, f"{name}."))
         for name, optimiser in self.adam.items():
             parameters = optimiser.param_groups[0]["params"]
@@ -203,36 +223,48 @@ class GANTrainer:
         model.converge_power_vectors()
         return model.eval()
 
+    def exported(self) -> dict[str, Tensor]:
+        """The tensors of the file that stays: averaged weights, and ``raw.`` ones."""
+        raw = {f"{RAW}{name}": t for name, t in self.generator.state_dict().items()}
+        return {**self.averaged().state_dict(), **raw}
+
+    def sample_grid(self) -> Image.Image:
+        """One row of pictures for each class (of at most ten)."""
+        return grid(to_uint8(self.pictures(min(10, self.data.num_classes))))
+
     @torch.no_grad()
-    def sample_grid(self, per_class: int = 10) -> Image.Image:
-        """One row of samples for each class (of at most ten)."""
-        classes = min(10, self.data.num_classes)
+    def pictures(self, classes: int, per_class: int = 10) -> Tensor:
+        """Samples of the first classes: classes per_class c h w, in [-1, 1]."""
         labels = torch.arange(classes).repeat_interleave(per_class)
         rng = derive(self.config.seed, "samples")
         latents = torch.randn(len(labels), self.config.latent_dim, generator=rng)
         images = self.averaged()(latents.to(self.device), labels.to(self.device)).cpu()
-        return grid(to_uint8(images).unflatten(0, (classes, per_class)))
+        return images.unflatten(0, (classes, per_class))
 
 
-def _adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+    """Adam as GANs like it: no momentum."""
     return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
 
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, name: str) -> Tensor:
+def descend(optimisers: Sequence[torch.optim.Optimizer], loss: Tensor, name: str) -> Tensor:
     """One step, unless it would ruin the weights.
 
     Raises:
-        _Diverged: the loss is not finite or too large, or a gradient is not finite.
+        Diverged: the loss is not finite or too large, or a gradient is not finite.
     """
     if not abs(float(loss.detach())) < LARGEST_LOSS:
-        raise _Diverged(f"the {name}'s loss became {float(loss.detach())}")
-    optimiser.zero_grad()
+        raise Diverged(f"the {name}'s loss became {float(loss.detach())}")
+    for optimiser in optimisers:
+        optimiser.zero_grad()
     loss.backward()
-    weights = [w for group in optimiser.param_groups for w in group["params"]]
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    weights = [w for group in groups for w in group["params"]]
     gradients = [w.grad for w in weights if w.grad is not None]
     if not torch.nn.utils.get_total_norm(gradients).isfinite():
-        raise _Diverged(f"the gradient of the {name}'s loss became non-finite")
-    optimiser.step()
+        raise Diverged(f"the gradient of the {name}'s loss became non-finite")
+    for optimiser in optimisers:
+        optimiser.step()
     return loss.detach()
 
 
@@ -240,18 +272,22 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
 
 
-def identity_of(config: PretrainingConfig, images: ImageSet) -> str:
-    """A hash of what the weights depend on, step count aside."""
-    # Defaults are left out: a field added later must not orphan a training that took days.
-    settings = config.model_dump(exclude=PLACES, exclude_defaults=True)
-    return artefacts.json_digest([settings, images.fingerprint])
-
-
-def pretrain(config: PretrainingConfig, data: Dataset, out: Path) -> Path:
+def pretrain(
+    config: PretrainingConfig,
+    data: Dataset,
+    out: Path,
+    make: Callable[[Any, ImageSet], GANTrainer] = GANTrainer,
+) -> Path:
     """Train a generator in the directory ``out``, or go on where a killed run stopped.
 
     Writes ``generator.safetensors`` (averaged and raw weights), ``metrics.jsonl``, sample grids
     and, where TensorBoard is installed, its log.
+
+    Args:
+        config: settings of the trainer.
+        data: its training images are learned.
+        out: one directory for one training.
+        make: the trainer of such a config and images.
 
     Returns:
         The generator's path.
@@ -266,9 +302,9 @@ def pretrain(config: PretrainingConfig, data: Dataset, out: Path) -> Path:
             "measure_every: the training is measured on validation images; hold some out with "
             "--validation"
         )
-    identity = identity_of(config, data.train)
     with artefacts.locked(out):
-        trainer = GANTrainer(config, data.train)
+        trainer = make(config, data.train)
+        identity = artefacts.json_digest(trainer.identity())
         checkpoint = Checkpoint(
             out / "checkpoint.safetensors", identity, config.checkpoint_seconds
         )
@@ -299,7 +335,7 @@ def _train(
     for step in track(range(begun, config.steps), "pretrain"):
         try:
             losses = trainer.step(step)
-        except _Diverged as error:
+        except Diverged as error:
             raise InputError(
                 f"pretrain: {error} at step {step}; the last good checkpoint is kept in "
                 f"{journal.out}; lower the learning rates or use --precision fp32"
@@ -328,13 +364,13 @@ def _measured(trainer: GANTrainer, data: Dataset, out: Path) -> dict[str, float]
 def _export(trainer: GANTrainer, data: Dataset, identity: str, journal: Journal) -> Path:
     path = journal.out / "generator.safetensors"
     seconds = sum(row.get("seconds", 0) for row in journal.rows())
-    raw = {f"{RAW}{name}": t for name, t in trainer.generator.state_dict().items()}
     artefacts.save(
         path,
-        {**trainer.averaged().state_dict(), **raw},
+        trainer.exported(),
         {
             "kind": "generator",
             "architecture": "biggan",
+            "objective": trainer.OBJECTIVE,
             "weights": "average, raw",
             "config": trainer.config.model_dump(exclude=TOLD),
             "training": identity,

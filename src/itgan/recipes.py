@@ -4,12 +4,13 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 
 from itgan.configs import (
+    AutoencodingConfig,
     CondensationConfig,
     Config,
     EvaluationConfig,
     InversionConfig,
-    PoolConfig,
     MetricsConfig,
+    PoolConfig,
     PretrainingConfig,
     RunConfig,
 )
@@ -248,9 +249,39 @@ def pretrain_cifar10_cpu() -> PretrainingConfig:
     )
 
 
+def pretrain_ae_digits() -> AutoencodingConfig:
+    """An autoencoder of 8x8 digits, decoder and encoder: minutes on two cores."""
+    digits = pretrain_digits()
+    return AutoencodingConfig(
+        dataset="digits",
+        validation=200,
+        steps=5000,
+        channels=12,
+        latent_dim=32,
+        flip=False,
+        extractor=EvaluationConfig(updates=300, augmentation=DIGITS_AUGMENTATION),
+        monitor=digits.monitor,
+        card=digits.card,
+    )
+
+
+def pretrain_ae_cifar10_cpu() -> AutoencodingConfig:
+    """An autoencoder of 32x32 colour images, for two CPU cores and a night."""
+    return AutoencodingConfig(
+        dataset="cifar10-jpeg",
+        validation=5000,
+        steps=20_000,
+        adversarial_start=5000,
+        precision="bf16",
+        extractor=EvaluationConfig(epochs=5, precision="bf16"),
+    )
+
+
 PRETRAININGS: Mapping[str, Callable[[], PretrainingConfig]] = {
     "digits": pretrain_digits,
     "cifar10": pretrain_cifar10,
     "cifar100": pretrain_cifar100,
     "cifar10-cpu": pretrain_cifar10_cpu,
+    "ae-digits": pretrain_ae_digits,
+    "ae-cifar10-cpu": pretrain_ae_cifar10_cpu,
 }

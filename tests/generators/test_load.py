@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from itgan import artefacts, generators
+from itgan.cli import main
 from itgan.errors import InputError
 from itgan.generators import FrozenGenerator, load_generator
 
@@ -340,11 +341,33 @@ def test_truncated_files(tmp_path, own):
 
 
 def test_other_files(tmp_path):
-    with pytest.raises(InputError, match=r"stylegan\.pkl: generators are read from .safetensors"):
-        load_generator(tmp_path / "stylegan.pkl")
-    with pytest.raises(InputError, match=r"model\.onnx: generators are read from"):
-        load_generator("model.onnx")
+    with pytest.raises(
+        InputError, match=r"model\.h5: generators are read from .safetensors, .pth"
+    ):
+        load_generator("model.h5")
     with pytest.raises(InputError, match=r"none\.pth: no such file"):
         load_generator(tmp_path / "none.pth")
     with pytest.raises(InputError, match=r"none\.safetensors: no such file"):
         load_generator(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "remedy"),
+    [
+        ("stylegan.pkl", "a pickle runs code when it is loaded", "torch.jit.trace"),
+        ("model.onnx", "an ONNX graph has no gradient in its latents", "torch.jit.trace"),
+        ("module.pt", "holds more than tensors", "save its state dict alone"),
+        ("module.pth", "holds more than tensors", "save its state dict alone"),
+    ],
+)
+def test_formats_that_cannot_be_used_are_refused_with_a_remedy(
+    tmp_path, capsys, name, reason, remedy
+):
+    path = tmp_path / name
+    torch.save(torch.nn.Linear(1, 1), path)  # a whole module, pickled; the name decides
+    assert main(["run", "digits", "--generator", str(path), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"itgan: {path}: ")
+    assert reason in line
+    assert remedy in line
+    assert not (tmp_path / "run").exists()

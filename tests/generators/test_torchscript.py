@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from itgan import artefacts
 from itgan.cli import main
 from itgan.errors import InputError
 from itgan.generators import TorchScriptGenerator, load_generator
@@ -13,6 +15,12 @@ from itgan.sources import SyntheticSet
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 ABOUT = {"latent_shape": [5], "num_classes": 10, "image_shape": [1, 8, 8], "value_range": [0, 1]}
+
+FLAGS = """
+    --latents-per-class 2 --latent-seeds 0 --network-seeds 0 --sources gan inversion itgan
+    --inversion.steps 2 --inversion.extractor.updates 2 --condensation.steps 2
+    --evaluation.updates 2 --evaluation.curve-points 1
+"""
 
 
 class Decoder(nn.Module):
@@ -110,6 +118,41 @@ def test_it_goes_the_whole_road_from_the_command_line(tmp_path, capsys):
     flags += " --evaluation.updates 2 --evaluation.curve-points 1"
     arguments = ["run", "digits", "--generator", str(path), "--out", str(run), *flags.split()]
     assert main(arguments) == 0
-    assert (run / "results.json").exists()
-    assert main(["inspect", str(run / "sets" / "itgan-0.itgan.safetensors")]) == 0
+    assert {row["source"] for row in artefacts.read_jsonl(run / "trials.jsonl")} == {
+        "gan",
+        "itgan",
+    }
+    assert (run / "report.html").exists()
+    path.unlink()  # the set stands alone
+    path.with_suffix(".json").unlink()
+    made = str(run / "sets" / "itgan-0.itgan.safetensors")
+    capsys.readouterr()
+    assert main(["score", made, "--network-seeds", "0", "--evaluation.updates", "2"]) == 0
+    assert "itgan" in capsys.readouterr().out
+    assert main(["inspect", made]) == 0
     assert "torchscript" in capsys.readouterr().out
+    assert main(["generate", made, "--format", "npz", "--out", str(tmp_path / "images")]) == 0
+
+
+def test_two_classes_in_colour_with_spatial_latents(tmp_path):
+    layer = nn.Sequential(nn.ConvTranspose2d(2, 3, 4, 4), nn.Tanh())
+    path = tmp_path / "g.pt"
+    torch.jit.save(torch.jit.trace(layer, torch.zeros(2, 2, 4, 4)), path)
+    about = {"latent_shape": [2, 4, 4], "num_classes": 2, "image_shape": [3, 16, 16]}
+    (tmp_path / "g.json").write_text(json.dumps({**about, "labels": "none"}))
+    generator = load_generator(path)
+    z = torch.ones(3, 2, 4, 4)
+    torch.testing.assert_close(generator(z, torch.tensor([0, 1, 1])), layer(z))
+    pixels = np.random.default_rng(0).integers(256, size=(12, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(12) % 2
+    parts = {"x_train": pixels, "y_train": labels, "x_test": pixels[:4], "y_test": labels[:4]}
+    np.savez(tmp_path / "data.npz", **parts)
+    run = tmp_path / "run"
+    told = ["--dataset", f"npz:{tmp_path / 'data.npz'}", "--generator", str(path)]
+    assert main(["run", "digits", *told, "--out", str(run), *FLAGS.split()]) == 0
+    synthetic = SyntheticSet.load(run / "sets" / "itgan-0.itgan.safetensors")
+    for dtype, atol in (("fp32", 0.0), ("fp16", 0.01), ("int8", 0.1)):
+        synthetic.save(tmp_path / "set.safetensors", dtype)
+        loaded = SyntheticSet.load(tmp_path / "set.safetensors")
+        assert loaded.bank.latents.shape == (4, 2, 4, 4)
+        torch.testing.assert_close(loaded.images(), synthetic.images(), rtol=0, atol=atol)

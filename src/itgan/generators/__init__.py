@@ -13,8 +13,21 @@ from itgan.configs import Weights
 from itgan.devices import pick_device
 from itgan.errors import InputError
 from itgan.generators.biggan import BigGAN, BigGANShape
+from itgan.generators.diffusers import (
+    PREFIX,
+    DiffusersGenerator,
+    load_diffusers,
+    load_diffusers_encoder,
+    restore_diffusers,
+)
+from itgan.generators.encoder import encoder_from_state
 from itgan.generators.frozen import FrozenGenerator
-from itgan.generators.protocol import ConditionalGenerator, WrappedGenerator, wrap_generator
+from itgan.generators.protocol import (
+    ConditionalGenerator,
+    Encoder,
+    WrappedGenerator,
+    wrap_generator,
+)
 from itgan.generators.torchscript import (
     TorchScriptGenerator,
     from_payload,
@@ -23,17 +36,21 @@ from itgan.generators.torchscript import (
 )
 
 RAW = "raw."  # before the names of the raw weights in a file
-StoredGenerator = FrozenGenerator | TorchScriptGenerator
+ENCODER = "encoder."  # before the names of an autoencoder's encoder
+StoredGenerator = FrozenGenerator | TorchScriptGenerator | DiffusersGenerator
 """Generators that a file can hold."""
 
 __all__ = [
     "BigGAN",
     "BigGANShape",
     "ConditionalGenerator",
+    "DiffusersGenerator",
+    "Encoder",
     "FrozenGenerator",
     "StoredGenerator",
     "TorchScriptGenerator",
     "WrappedGenerator",
+    "load_encoder",
     "load_generator",
     "restore_generator",
     "shipped",
@@ -71,6 +88,9 @@ def load_generator(
     device: str | torch.device = "cpu",
     weights: Weights = "average",
     recalibrate: bool = False,
+    *,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> StoredGenerator:
     """Load a generator, frozen.
 
@@ -78,67 +98,122 @@ def load_generator(
 
     Args:
         source: a shipped name (see ``itgan zoo``), a ``.safetensors`` file of this project, a
-            BigGAN state dict (``.pth``) in the layout of the public CIFAR generators, or a
-            TorchScript module (``.pt``) that says how it is called (``generators.torchscript``).
+            BigGAN state dict (``.pth``) in the layout of the public CIFAR generators, a
+            TorchScript module (``.pt``) that says how it is called (``generators.torchscript``),
+            or ``diffusers:`` and a folder with an ``AutoencoderKL`` (``generators.diffusers``).
         device: where it computes.
         weights: the average along the training, or the raw weights of its last step, where the
             file holds them.
         recalibrate: take the statistics of a BigGAN's norms anew, from 2,000 samples.
+        num_classes: of the data, for a generator that takes no labels (diffusers).
+        image_shape: of the data, for a generator that makes images of any size (diffusers).
 
     Raises:
         InputError: unknown name, a file that is damaged or of another layout, or one without the
             weights or the norms that are asked for.
     """
+    where = pick_device(str(device))
+    if str(source).startswith(PREFIX):
+        _refuse_choices(str(source), weights, recalibrate)
+        return load_diffusers(str(source), where, num_classes, image_shape)
     path = find_generator(source)
     if path.suffix == ".safetensors":
         tensors, _ = artefacts.load(path, "generator")
         state = _select_weights(path, tensors, weights)
     elif path.suffix in (".pt", ".pth"):
-        if weights == "raw":
-            raise _only_one_set(path)
         if is_torchscript(path):
-            if recalibrate:
-                raise InputError(
-                    f"{path}: recalibrate is for BigGANs, not for TorchScript modules"
-                )
-            return load_torchscript(path, pick_device(str(device)))
+            _refuse_choices(str(path), weights, recalibrate)
+            return load_torchscript(path, where)
+        if weights == "raw":
+            raise _only_one_set(str(path))
         state = artefacts.load_foreign(path)
     else:
-        raise InputError(
-            f"{path}: generators are read from .safetensors, .pth or .pt files; formats that "
-            "run code when loaded, or have no gradient, must be converted to one of these first"
-        )
+        raise InputError(f"{path}: {_refusal(path)}")
     try:
         model = biggan_from_state(state)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    where = pick_device(str(device))
     if recalibrate:
         model.to(where if where.type == "cuda" else "cpu").recalibrate()
     return FrozenGenerator.from_biggan(model).to(where)
 
 
+def _refusal(path: Path) -> str:
+    """Why a file of this format is not read, and what to do."""
+    remedy = "export its PyTorch module with torch.jit.trace as a .pt file and give that"
+    if path.suffix in (".pkl", ".pickle"):
+        return f"a pickle runs code when it is loaded; where you trust it, {remedy}"
+    if path.suffix == ".onnx":
+        return f"an ONNX graph has no gradient in its latents; {remedy}"
+    return (
+        "generators are read from .safetensors, .pth or .pt files, and from diffusers:FOLDER; "
+        "convert it to one of these first"
+    )
+
+
+def _refuse_choices(source: str, weights: Weights, recalibrate: bool) -> None:
+    """Weights and statistics can be chosen of a BigGAN only."""
+    if weights == "raw":
+        raise _only_one_set(source)
+    if recalibrate:
+        raise InputError(f"{source}: recalibrate is for BigGANs, and this is none; leave it out")
+
+
 def _select_weights(
     path: Path, tensors: Mapping[str, Tensor], weights: Weights
 ) -> dict[str, Tensor]:
-    """The averaged or the raw state dict of a file that may hold both.
+    """The averaged or the raw state dict of a file that may hold both, and an encoder.
 
     Raises:
         InputError: there are no raw weights.
     """
-    raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
     if weights == "average":
-        return {n: t for n, t in tensors.items() if not n.startswith(RAW)}
+        return {n: t for n, t in tensors.items() if not n.startswith((RAW, ENCODER))}
+    raw = _under(tensors, RAW)
     if not raw:
-        raise _only_one_set(path)
+        raise _only_one_set(str(path))
     return raw
 
 
-def _only_one_set(path: Path) -> InputError:
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _only_one_set(source: str) -> InputError:
     return InputError(
-        f"{path}: holds no raw weights beside its own; load it with weights average, or train a "
+        f"{source}: holds no raw weights beside its own; load it with weights average, or train a "
         "generator with itgan pretrain, whose files hold both"
     )
+
+
+def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Load the encoder of an autoencoder: images in [-1, 1] and labels -> latents.
+
+    Args:
+        source: a shipped name, a ``.safetensors`` file from ``itgan pretrain``, or ``diffusers:``
+            and a folder with an ``AutoencoderKL``.
+        device: where it computes.
+
+    Raises:
+        InputError: the file is damaged, or holds a generator alone.
+    """
+    where = pick_device(str(device))
+    if str(source).startswith(PREFIX):
+        return load_diffusers_encoder(str(source), where)
+    path = find_generator(source)
+    tensors, _ = artefacts.load(path, "generator")
+    encoder = _under(tensors, ENCODER)
+    if not encoder:
+        raise InputError(
+            f"{path}: holds a generator without an encoder; give one that `itgan pretrain "
+            "ae-digits` or another autoencoder preset made"
+        )
+    try:
+        shape = BigGANShape.of(_select_weights(path, tensors, "average"))
+        model = encoder_from_state(encoder, shape)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return model.to(where)
 
 
 def restore_generator(
@@ -155,6 +230,8 @@ def restore_generator(
     if form == "torchscript" and "torchscript" in tensors:
         payload = tensors["torchscript"].numpy().tobytes()
         return from_payload(payload, dict(conventions), torch.device(device))
+    if form == "diffusers":
+        return restore_diffusers(tensors, conventions, torch.device(device))
     raise InputError(f"holds a generator of form {form!r}, which this itgan cannot read")
 
 

@@ -54,6 +54,17 @@ class ConditionalGenerator(Protocol):
         ...
 
 
+@runtime_checkable
+class Encoder(Protocol):
+    """A fast approximate inverse of a generator; a start for inversion."""
+
+    def __call__(
+        self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n ..."]:
+        """Latents whose images resemble these, in [-1, 1], of these classes."""
+        ...
+
+
 class WrappedGenerator:
     """A user's function with this project's conventions around it; made by ``wrap_generator``."""
 
@@ -77,7 +88,7 @@ class WrappedGenerator:
         self.device = device
         self.fingerprint = ""
 
-    def raw(self, latents: Tensor, labels: Tensor) -> Any:  # noqa: ANN401 - checked by _check
+    def raw(self, latents: Tensor, labels: Tensor) -> Any:  # noqa: ANN401 - checked below
         """The function's own output."""
         if self.labels == "none":
             return self.fn(latents)
@@ -135,19 +146,19 @@ def wrap_generator(
         labels,
         torch.device(device),
     )
-    probe = _check(generator)
+    probe = check_generator(generator)
     probe = probe.detach().cpu().float()
     generator.fingerprint = hashlib.sha256(probe.numpy().tobytes()).hexdigest()
     return generator
 
 
-def _check(generator: WrappedGenerator) -> Tensor:
-    """Images of a fixed probe batch.
+def check_generator(generator: WrappedGenerator) -> Tensor:
+    """Images of a fixed probe batch, after all checks.
 
     Raises:
         InputError: see ``wrap_generator``.
     """
-    n = min(max(4, generator.num_classes), PROBES)
+    n = 4 if generator.labels == "none" else min(max(4, generator.num_classes), PROBES)
     rng = derive(0, "probe")
     latents = torch.randn(n, *generator.latent_shape, generator=rng).to(generator.device)
     labels = (torch.arange(n) % generator.num_classes).to(generator.device)
