@@ -147,10 +147,10 @@ def test_what_is_not_ours_is_refused(tmp_path):
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefacts, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(artefacts, "FORMAT_VERSION", 3)
     artefacts.save(tmp_path / "a", {}, {"kind": "k"})
     monkeypatch.undo()
-    with pytest.raises(InputError, match="written in format 2, this itgan reads up to 1; upgrade"):
+    with pytest.raises(InputError, match="written in format 3, this itgan reads up to 2; upgrade"):
         artefacts.load(tmp_path / "a")
 
 

@@ -107,7 +107,7 @@ def numbers(kind, path=()):
         several = [schema["items"]] if "items" in schema else schema.get("prefixItems", [])
         types = {form.get("type") for form in [schema, *several, *schema.get("anyOf", [])]}
         if types & {"integer", "number"}:
-            parse = int if "integer" in types else float
+            parse = float if "number" in types else int
             flag = "--" + ".".join(where).replace("_", "-")
             valid = partial(is_valid, kind, name, parse, len(several))
             yield pytest.param(flag, ".".join(where), max(1, len(several)), valid, id=flag)

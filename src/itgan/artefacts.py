@@ -233,6 +233,20 @@ def _check_tensors(path: Path, content: object) -> None:
                 )
 
 
+@contextlib.contextmanager
+def described(path: Path | str) -> Iterator[None]:
+    """Errors of making sense of what ``load`` gave, as one line that names the file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{path}: not written by this itgan: its metadata or tensors lack {error} or have "
+            "another form; make the file again"
+        ) from error
+
+
 class Checkpoint:
     """Periodic snapshots of a loop: named tensors and the number of finished steps.
 

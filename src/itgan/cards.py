@@ -39,7 +39,8 @@ def write_card(path: Path, data: Dataset) -> Path:
         "",
         f"- images: {metadata['dataset']}, {metadata['trained_on']['images']:,} training images "
         f"{data.image_shape[1]}x{data.image_shape[2]}, sha256 "
-        f"`{metadata['trained_on']['sha256'][:16]}`; {config['validation']} held out",
+        f"`{metadata['trained_on']['sha256'][:16]}`; "
+        f"{len(data.validation) if data.validation else 0} held out",
         f"- classes: {', '.join(metadata['class_names'])}",
         f"- weights: {metadata['weights']} after {config['steps']:,} generator steps of "
         f"{config['batch_size']} images, {metadata['hours']} hours, seed {config['seed']}",

@@ -12,9 +12,9 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from itgan.errors import InputError
 
@@ -99,7 +99,8 @@ def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
         terminal = shutil.get_terminal_size().columns
         os.environ["COLUMNS"] = str(max(60, terminal)) if wants_help else "2000"
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(arguments), prog=prog, description="", default=default)
+            args = _spell_none(kind, arguments)
+            return tyro.cli(kind, args=args, prog=prog, description="", default=default)
     except SystemExit as stop:
         if stop.code == 0:
             raise
@@ -109,6 +110,35 @@ def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = width
+
+
+def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - a type
+    """Flag and annotation of every field of a config and of those in it."""
+    for name, field in kind.model_fields.items():
+        flag = f"{prefix}{name.replace('_', '-')}"
+        if hasattr(field.annotation, "model_fields"):
+            yield from _fields(field.annotation, f"{flag}.")
+        else:
+            yield f"--{flag}", field.annotation
+
+
+def _spell_none(kind: Any, arguments: Sequence[str]) -> list[str]:  # noqa: ANN401 - a type
+    """`None` in any case, where a number may be left out; for text, none is a word."""
+    numbers = {flag for flag, type_ in _fields(kind) if {type(None), int} <= _leaves(type_)}
+    spelled = []
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = text.partition("=")
+        if before.replace("_", "-") in numbers and text.lower() == "none":
+            text = "None"
+        elif equals and flag.replace("_", "-") in numbers and value.lower() == "none":
+            text = f"{flag}=None"
+        spelled.append(text)
+    return spelled
+
+
+def _leaves(type_: Any) -> set[Any]:  # noqa: ANN401 - a type
+    """The types that an annotation is made of."""
+    return {type_}.union(*map(_leaves, get_args(type_)))
 
 
 def _one_line(box: str) -> str:
@@ -128,10 +158,11 @@ def _one_line(box: str) -> str:
         flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]+", similar)))[:3]
         return f"{text}; perhaps {' or '.join(flags)}" if flags else text
     what, where = found["what"], found["where"]
-    if found["type"] == "value_error":
-        return what.removeprefix("Value error, ")
-    field, _, message = what.partition(" ")
     prefix = "" if where[0].isupper() else f"{where}."
+    if found["type"] == "value_error":
+        field, _, message = what.rpartition("Value error, ")
+        return f"{prefix}{field.strip()}: {message}" if field else message
+    field, _, message = what.partition(" ")
     return f"{prefix}{field}: {message[:1].lower()}{message[1:]}, not {found['got']}"
 
 

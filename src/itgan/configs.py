@@ -5,7 +5,7 @@ Descriptions are the command line's help texts.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
 Source = Literal[
@@ -25,6 +25,19 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _held_out(value: int | float) -> int | float:
+    if not (value == int(value) if value >= 1 else 0 <= value < 1):
+        raise ValueError(
+            f"give 0, a whole number of images, or a fraction of them in (0, 1), not {value}"
+        )
+    return value if 0 < value < 1 else int(value)
+
+
+HeldOut = Annotated[
+    int | float, Field(ge=0, le=100_000_000, allow_inf_nan=False), AfterValidator(_held_out)
+]
 
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
 
@@ -154,7 +167,9 @@ class PretrainingConfig(Config):
     """How a class-conditional BigGAN is trained: hinge loss, DiffAugment, averaged weights."""
 
     dataset: str = Field("digits", description="data set to learn")
-    validation: int = Field(0, ge=0, description="training images that are held out, never seen")
+    validation: HeldOut = Field(
+        0, description="training images that are held out, never seen: how many, or a fraction"
+    )
     image_column: str | None = Field(None, description="image column, where it cannot be found")
     label_column: str | None = Field(None, description="label column, where it cannot be found")
     steps: Count = Field(4000, description="generator steps")
@@ -204,10 +219,10 @@ class RunConfig(Config):
     )
     latent_seeds: Seeds = Field((0, 1, 2), description="one bank for each")
     network_seeds: Seeds = Field((0, 1, 2), description="classifiers trained on each bank")
-    validation: int = Field(
+    validation: HeldOut = Field(
         0,
-        ge=0,
-        description="training images held out; if any, classifiers are scored on them",
+        description="training images held out, as a number or a fraction; if any, classifiers are "
+        "scored on them",
     )
     image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None, description="bring images of mixed sizes to this many pixels"

@@ -111,8 +111,8 @@ def from_payload(
         if isinstance(error, InputError):
             raise
         raise InputError(
-            "its latent_shape, image_shape or value_range is no list of numbers, or num_classes no "
-            "number; correct its description"
+            "its latent_shape, image_shape or value_range is no list of numbers, or num_classes "
+            "no number; correct its description"
         ) from error
     generator = TorchScriptGenerator(
         module,

@@ -29,7 +29,9 @@ ENTRIES = re.compile(
     r"(data|constants)(/\d+|\.pkl)|code/[\w/]+\.py|version|byteorder|\.data/\w+|extra/itgan\.json"
 )
 # These run, or build objects of C++ classes, while an archive is loaded or a module called.
-AT_LOADING = re.compile(rb"__setstate__|__getstate__|__forward_(pre_)?hooks__|torch\s*\.\s*classes")
+AT_LOADING = re.compile(
+    rb"__setstate__|__getstate__|__forward_(pre_)?hooks__|torch\s*\.\s*classes"
+)
 COMPUTING = """
 add sub rsub mul div true_divide floordiv floor_divide remainder fmod neg abs sign sqrt rsqrt
 square pow exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan atan2 sinh cosh tanh
@@ -56,22 +58,23 @@ index index_select gather scatter masked_fill masked_select take index_put index
 view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose t numpy_T
 movedim swapaxes swapdims expand expand_as repeat repeat_interleave tile roll flip rot90 tril triu
 diag diagonal meshgrid contiguous clone detach to type_as
-zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full arange linspace eye tensor
-scalar_tensor fill zero copy
-eq ne lt le gt ge __and__ __or__ __xor__ __not__ __is__ __isnot__ __contains__ logical_and logical_or
-logical_not bitwise_and bitwise_or bitwise_not any all isnan isfinite isinf
-dim size numel len is_floating_point __getitem__ _set_item append extend insert pop keys values items
-list dict get copy_ format str ord lower upper startswith endswith join replace
+zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full arange linspace eye
+tensor scalar_tensor fill zero copy
+eq ne lt le gt ge __and__ __or__ __xor__ __not__ __is__ __isnot__ __contains__ logical_and
+logical_or logical_not bitwise_and bitwise_or bitwise_not any all isnan isfinite isinf
+dim size numel len is_floating_point __getitem__ _set_item append extend insert pop keys values
+items list dict get copy_ format str ord lower upper startswith endswith join replace
 Int Float Bool IntImplicit FloatImplicit ScalarImplicit item warn get_device is_contiguous
 """
 LANGUAGE = """
 Constant GetAttr SetAttr If Loop ListConstruct ListUnpack TupleConstruct TupleUnpack TupleIndex
 DictConstruct unchecked_cast unchecked_unwrap_optional Uninitialized RaiseException NumToTensor
-CallFunction CallMethod isinstance dtype device layout is_cuda is_meta is_sparse requires_grad shape
-data type min max abs TupleSlice
+CallFunction CallMethod isinstance dtype device layout is_cuda is_meta is_sparse requires_grad
+shape data type min max abs TupleSlice
 """
 OPERATORS = frozenset(
-    [f"aten::{name}" for name in COMPUTING.split()] + [f"prim::{name}" for name in LANGUAGE.split()]
+    [f"aten::{name}" for name in COMPUTING.split()]
+    + [f"prim::{name}" for name in LANGUAGE.split()]
 )
 
 
