@@ -29,7 +29,7 @@ cards charts
 report
 runs
 pipeline
-planning publishing scoring inspection
+planning publishing scoring inspection flags
 cli
 """
 ORDER = {

@@ -12,14 +12,15 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from itgan.errors import InputError
+from itgan.flags import given, networks, spell_none
 
 if TYPE_CHECKING:
-    from itgan.configs import RunConfig
+    from itgan.configs import RunConfig, ScoreConfig
     from itgan.pipeline import Experiment
     from itgan.runs import Run
 
@@ -29,6 +30,8 @@ T = TypeVar("T")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in files may be beyond the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         _print(_overview())
         return 0
@@ -51,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and not torchs_own:
             raise
         return _fail(1, "out of memory; finished cells are kept; lower --condensation.micro-batch")
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(1, "the disk is full; finished cells are kept; free space and run again")
@@ -99,7 +105,7 @@ def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
         terminal = shutil.get_terminal_size().columns
         os.environ["COLUMNS"] = str(max(60, terminal)) if wants_help else "2000"
         with contextlib.redirect_stderr(said):
-            args = _spell_none(kind, arguments)
+            args = spell_none(kind, arguments)
             return tyro.cli(kind, args=args, prog=prog, description="", default=default)
     except SystemExit as stop:
         if stop.code == 0:
@@ -110,35 +116,6 @@ def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = width
-
-
-def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - a type
-    """Flag and annotation of every field of a config and of those in it."""
-    for name, field in kind.model_fields.items():
-        flag = f"{prefix}{name.replace('_', '-')}"
-        if hasattr(field.annotation, "model_fields"):
-            yield from _fields(field.annotation, f"{flag}.")
-        else:
-            yield f"--{flag}", field.annotation
-
-
-def _spell_none(kind: Any, arguments: Sequence[str]) -> list[str]:  # noqa: ANN401 - a type
-    """`None` in any case, where a number may be left out; for text, none is a word."""
-    numbers = {flag for flag, type_ in _fields(kind) if {type(None), int} <= _leaves(type_)}
-    spelled = []
-    for before, text in zip(["", *arguments], arguments, strict=False):
-        flag, equals, value = text.partition("=")
-        if before.replace("_", "-") in numbers and text.lower() == "none":
-            text = "None"
-        elif equals and flag.replace("_", "-") in numbers and value.lower() == "none":
-            text = f"{flag}=None"
-        spelled.append(text)
-    return spelled
-
-
-def _leaves(type_: Any) -> set[Any]:  # noqa: ANN401 - a type
-    """The types that an annotation is made of."""
-    return {type_}.union(*map(_leaves, get_args(type_)))
 
 
 def _one_line(box: str) -> str:
@@ -175,7 +152,14 @@ def _recipe(arguments: Sequence[str], command: str) -> "RunConfig":
         from itgan.runs import Run
 
         kept = Run(Path(arguments[0])).config()
-        return _parse(RunConfig, arguments[1:], f"itgan {command} {arguments[0]}", kept)
+        config = _parse(RunConfig, arguments[1:], f"itgan {command} {arguments[0]}", kept)
+        for flag, network in networks(config):
+            if ":" in network and not given(flag, arguments):
+                raise InputError(
+                    f"{arguments[0]}/config.json names the network {network!r}, whose code would "
+                    f"be imported; if you trust it, give {flag} {network}"
+                )
+        return config
     config = _preset(RECIPES, RunConfig, arguments, command, "recipe")
     return config if config.out else config.model_copy(update={"out": f"runs/{config.recipe}"})
 
@@ -322,15 +306,30 @@ def _score(arguments: Sequence[str]) -> None:
         rows = score_foreign(path, _parse(ScoreConfig, arguments[1:], prog, ScoreConfig()))
     else:
         synthetic = load_set(arguments[0])
-        named = synthetic.about.get("evaluation", {})
-        if ":" in str(named.get("network", "")):  # a file must not choose what is imported
-            named = {**named, "network": "convnet"}
-        try:
-            default = ScoreConfig(evaluation=named)
-        except ValueError:  # written by an itgan with other options
-            default = ScoreConfig()
+        default = _named(synthetic.about.get("evaluation"), arguments)
         rows = score(synthetic, _parse(ScoreConfig, arguments[1:], prog, default))
     Console(width=None if sys.stdout.isatty() else 110).print(results_table(rows))
+
+
+def _named(evaluation: object, arguments: Sequence[str]) -> "ScoreConfig":
+    """The protocol that a set names; a file must not choose code that is imported."""
+    from itgan.configs import EvaluationConfig, ScoreConfig
+    from itgan.progress import say
+
+    if not isinstance(evaluation, dict):
+        return ScoreConfig()
+    network = str(evaluation.get("network", ""))
+    if ":" in network:
+        evaluation = {**evaluation, "network": "convnet"}
+        if not given("--evaluation.network", arguments):
+            say(
+                f"{arguments[0]} names the network {network!r}, but no file may choose code to "
+                f"import: scored with convnet; to trust it, give --evaluation.network {network}"
+            )
+    try:
+        return ScoreConfig(evaluation=EvaluationConfig.model_validate(evaluation))
+    except ValueError:  # written by an itgan with other options
+        return ScoreConfig()
 
 
 def _generate(arguments: Sequence[str]) -> None:

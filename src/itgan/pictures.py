@@ -19,6 +19,9 @@ from torch import Tensor
 from itgan import progress
 from itgan.errors import InputError
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no decoder here starts a program
+MOST_PIXELS = 2**25  # in one picture file: decoding takes up to 30 bytes for each
+
 
 def to_grey_or_rgb(image: Image.Image) -> Image.Image:
     """Any picture as mode L or RGB with 8 bits per channel.
@@ -86,9 +89,10 @@ def decode(
             progress.track(range(total), "decoding"), sources, strict=True
         ):
             try:
-                with Image.open(
-                    io.BytesIO(source) if isinstance(source, bytes) else source
-                ) as file:
+                stream = io.BytesIO(source) if isinstance(source, bytes) else source
+                with Image.open(stream, formats=FORMATS) as file:
+                    if file.width * file.height > MOST_PIXELS:
+                        raise ValueError(f"{file.width}x{file.height} pixels; at most 33 million")
                     image = to_grey_or_rgb(file)
                     picture = np.asarray(fit(image, image_size) if image_size else image)
             except MemoryError:

@@ -181,7 +181,7 @@ def _check_bounds(count: int, offset: int, size: tuple, stride: tuple, *rest: ob
 
 def _check_pickle(name: str, content: bytes, entries: dict[str, bytes]) -> None:
     for opcode, argument, _ in pickletools.genops(content):
-        if "PUT" in opcode.name and int(argument) > len(content):  # would fill the memory
+        if "PUT" in opcode.name and int(argument or 0) > len(content):  # would fill the memory
             raise InputError("not a readable TorchScript file; export it again")
     _Objects(name, content, entries).load()
 
@@ -197,8 +197,9 @@ def load_vetted(
     archive = screen(payload)
     unit = torch._C.CompilationUnit()  # as torch.jit.load does, which does not give it away
     try:
-        loaded = torch._C.import_ir_module_from_buffer(unit, archive, device, extra, False)
-        functions = unit.get_functions()
+        load: Any = torch._C.import_ir_module_from_buffer  # its stub is out of date
+        loaded = load(unit, archive, device, extra, False)
+        functions: Any = unit.get_functions()
         graphs = [function.graph for function in functions]  # compiles them
     except Exception as error:  # what a damaged archive raises has no common type
         raise InputError("not a readable TorchScript file; export it again") from error
