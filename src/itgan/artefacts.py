@@ -201,18 +201,29 @@ def load_foreign(path: Path | str) -> Any:  # noqa: ANN401 - whatever the file h
 
 def _check_zip(path: Path) -> None:
     """PyTorch checks neither the sums of a zip archive nor what its entries expand to."""
-    if not zipfile.is_zipfile(path):
-        return  # written by an old PyTorch
+    if not zipfile.is_zipfile(path):  # written by an old PyTorch
+        _check_pickle(path, path.read_bytes())
+        return
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise InputError(f"{path}: claims to hold more than its size; fetch it again")
         if (name := archive.testzip()) is not None:
             raise InputError(f"{path}: damaged: {name} has another sum; fetch it again")
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                _check_pickle(path, archive.read(name))
+
+
+def _check_pickle(path: Path, content: bytes) -> None:
+    """PyTorch would make a bytearray of any size that a file names."""
+    if b"bytearray" in content:
+        raise InputError(f"{path}: holds a bytearray, not only tensors; save its state dict alone")
 
 
 def _check_tensors(path: Path, content: object) -> None:
     """Refuse tensors whose numbers are not all in the file, however large they claim to be."""
     seen: dict[int, object] = {}
+    storages: dict[int, int] = {}
     left = [content]
     while left:
         value = left.pop()
@@ -226,7 +237,10 @@ def _check_tensors(path: Path, content: object) -> None:
         elif isinstance(value, Tensor):
             if value.layout is not torch.strided or value.is_quantized or value.is_meta:
                 raise InputError(f"{path}: holds a tensor that is not dense; save dense ones")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            size = value.numel() * value.element_size()
+            if size > storage.nbytes() or sum(storages.values()) > path.stat().st_size:
                 raise InputError(
                     f"{path}: a tensor of shape {tuple(value.shape)} claims to be larger than "
                     "what is stored of it; save it with .clone()"
