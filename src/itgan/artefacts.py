@@ -256,8 +256,8 @@ def described(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
-            f"{path}: not written by this itgan: its metadata or tensors lack {error} or have "
-            "another form; make the file again"
+            f"{path}: its metadata or tensors are not as itgan writes them "
+            f"({type(error).__name__}: {error}); make the file again"
         ) from error
 
 

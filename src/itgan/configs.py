@@ -189,7 +189,7 @@ class PretrainingConfig(Config):
         0.999, description="decay of the averaged weights"
     )
     ema_start: int = Field(
-        1000, ge=0, description="until this step the average copies the raw weights"
+        1000, ge=0, le=10_000_000, description="until this step the average copies the raw weights"
     )
     diffaugment: str = Field(
         "translation", description="translation, cutout, color joined by commas, or none"

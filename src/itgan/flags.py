@@ -45,7 +45,7 @@ def given(flag: str, arguments: Sequence[str]) -> bool:
 def networks(config: Any, prefix: str = "--") -> Iterator[tuple[str, str]]:  # noqa: ANN401
     """Flag and value of every network that a config names."""
     for name, value in config:
-        if hasattr(value, "model_fields"):
+        if hasattr(type(value), "model_fields"):
             yield from networks(value, f"{prefix}{_flag(name)}.")
         elif name == "network":
             yield f"{prefix}{name}", value

@@ -35,7 +35,7 @@ class LatentBank:
     latents: Tensor  # checked below, since users make these by hand
     labels: Tensor
     rows: Tensor
-    stage: Stage
+    stage: str
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
