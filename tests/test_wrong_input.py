@@ -325,8 +325,8 @@ CASES = [
         "inspect x.safetensors",
         "not a readable safetensors",
         lambda t: Path("x.safetensors").write_bytes(
-            (63).to_bytes(8, "little")
-            + b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}'[:63]
+            (66).to_bytes(8, "little")
+            + b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}'
             + b"0000"
         ),
     ),

@@ -117,9 +117,13 @@ def load(path: Path | str, kind: str | None = None) -> tuple[dict[str, Tensor], 
     with _opened(path) as file:
         metadata = _metadata(path, file)
         if not metadata:
-            raise InputError(f"{path}: a safetensors file, but not one that itgan wrote")
+            raise InputError(
+                f"{path}: a safetensors file, but not one that itgan wrote; give one that is"
+            )
         if kind is not None and metadata.get("kind") != kind:
-            raise InputError(f"{path}: holds a {metadata.get('kind')!r}, expected a {kind!r}")
+            raise InputError(
+                f"{path}: holds a {metadata.get('kind')!r}, expected a {kind!r}; give such a file"
+            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found = digest(tensors)
     if found != metadata.get("sha256"):
@@ -141,7 +145,9 @@ def _opened(path: Path | str) -> Iterator[Any]:
         raise
     except Exception as error:  # what a damaged file raises has no common type
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: not a readable safetensors file ({reason})") from error
+        raise InputError(
+            f"{path}: not a readable safetensors file ({reason}); fetch or make it again"
+        ) from error
 
 
 def _metadata(path: Path | str, file: Any) -> dict[str, Any]:  # noqa: ANN401 - of safe_open

@@ -131,6 +131,16 @@ def _one_line(box: str) -> str:
         text, _, similar = text.partition(" Perhaps you meant: ")
         titles = r"^(Unrecognized options|Invalid choice|Missing argument|(Value|Parsing) error) "
         text = re.sub(titles, "", text)
+        text = re.sub(
+            r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$",
+            r"\1: give a whole number, not \2",
+            text,
+        )
+        text = re.sub(
+            r"^Error parsing (\S+): could not convert string to float: (.*)$",
+            r"\1: give a number, not \2",
+            text,
+        )
         text = text.split(" Argument helptext:")[0].split(" Got errors:")[0]
         flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]+", similar)))[:3]
         return f"{text}; perhaps {' or '.join(flags)}" if flags else text

@@ -136,7 +136,9 @@ class Run:
         except (ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{target}: not a configuration of this itgan") from error
+            raise InputError(
+                f"{target}: not a configuration of this itgan; give another --out, or the recipe"
+            ) from error
 
     def open(self, config: RunConfig) -> None:
         """Claim the directory for a configuration.

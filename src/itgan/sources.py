@@ -66,7 +66,9 @@ class PixelSet:
             )
         if images.is_floating_point():
             if not images.isfinite().all() or images.abs().max() > 1.01:
-                raise InputError("pixel set: float images must be finite and lie in [-1, 1]")
+                raise InputError(
+                    "pixel set: float images must be finite and lie in [-1, 1]; scale them"
+                )
         elif images.dtype != torch.uint8:
             raise InputError(f"pixel set: images are {images.dtype}; give uint8 or float")
         soft = labels.ndim == 2 and labels.is_floating_point()
@@ -276,7 +278,9 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
             about = dict(metadata["about"])
             names = about.get("class_names")
             if names is not None and len(names) != generator.num_classes:
-                raise InputError(f"{len(names)} class names for {generator.num_classes} classes")
+                raise InputError(
+                    f"{len(names)} class names for {generator.num_classes} classes; make it again"
+                )
             dtype = metadata["dtype"]
             if dtype not in get_args(Dtype):
                 raise InputError(f"dtype {dtype!r}: choose {', '.join(get_args(Dtype))}")

@@ -210,7 +210,9 @@ def _check_values(generator: WrappedGenerator, images: Tensor, n: int) -> None:
             f"{(n, *generator.image_shape)}; correct image_shape or the function"
         )
     if not images.is_floating_point() or not images.isfinite().all():
-        raise InputError("generator: its images must be finite floating-point numbers")
+        raise InputError(
+            "generator: its images must be finite floating-point numbers; correct the function"
+        )
     low, high = generator.value_range
     images = images.detach()
     slack = 1e-3 * _span(generator)
