@@ -383,7 +383,7 @@ CASES = [
     Case(
         "a network of unlikely size",
         lambda t: load_network(Path("x.safetensors")),
-        "too large",
+        "are too large; make it again",
         lambda t: artefacts.save(
             "x.safetensors",
             {},

@@ -51,7 +51,8 @@ class NetworkSpec:
             raise InputError(f"names the network {name!r}, which would run its code")
         if max(colours, height, width) > 1024 or classes > MOST_CLASSES:
             raise InputError(
-                f"images of {(colours, height, width)} in {classes} classes: too large"
+                f"images of {(colours, height, width)} in {classes} classes are too large; make "
+                "it again"
             )
         mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))
         return cls(name, (colours, height, width), classes, mean, std)
