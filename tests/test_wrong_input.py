@@ -205,6 +205,11 @@ def run_of(**fields):
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
 
 
+def training_of():
+    Path("run").mkdir()
+    Path("run/config.json").write_text(PRETRAININGS["digits"]().model_dump_json())
+
+
 def wrap(fn, **change):
     return lambda things: wrap_generator(fn, **{**SMALL, **change})
 
@@ -791,6 +796,12 @@ CASES = [
         "run digits --out run --seed 5",
         "another configuration; these fields differ: seed (0 there, 5 here)",
         lambda t: run_of(out="run"),
+    ),
+    Case(
+        "--out of another training",
+        "pretrain digits --out run --seed 5 --steps 9",
+        "another configuration; these fields differ: seed (0 there, 5 here)",
+        lambda t: training_of(),
     ),
     Case(
         "a directory that names code",

@@ -20,7 +20,7 @@ from itgan.errors import InputError
 from itgan.flags import given, networks, spell_none
 
 if TYPE_CHECKING:
-    from itgan.configs import RunConfig, ScoreConfig
+    from itgan.configs import PretrainingConfig, RunConfig, ScoreConfig
     from itgan.pipeline import Experiment
     from itgan.runs import Run
 
@@ -287,6 +287,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
     from itgan.pretraining import pretrain
 
     out = Path(config.out or f"runs/pretrain-{arguments[0]}")
+    _check_same_training(out, config)
     data = load_dataset(
         config.dataset,
         validation=config.validation,
@@ -296,6 +297,25 @@ def _pretrain(arguments: Sequence[str]) -> None:
     path = pretrain(config, data, out)
     _print(f"generator: {path}")
     _print(f"card: {write_card(path, data)}")
+
+
+def _check_same_training(out: Path, config: "PretrainingConfig") -> None:
+    """Say which fields differ from those of the training in a directory, if there is one."""
+    from itgan.artefacts import read_json
+    from itgan.pretraining import PLACES
+    from itgan.runs import differences
+
+    if not (out / "config.json").is_file():
+        return
+    kept = {k: v for k, v in read_json(out / "config.json").items() if k not in PLACES}
+    fresh = config.model_dump(mode="json", exclude=PLACES)
+    # Fields added since it was written have no other value there.
+    fields = ", ".join(differences({**fresh, **kept}, fresh))
+    if fields:
+        raise InputError(
+            f"--out {out}: holds a training with another configuration; these fields differ: "
+            f"{fields}; give another --out, or the values that it was begun with"
+        )
 
 
 def _score(arguments: Sequence[str]) -> None:

@@ -152,7 +152,7 @@ class Run:
             # Through the config, so that fields added since then have their defaults.
             kept = self.config().model_dump(mode="json", exclude={"out", "device"})
             if kept != fresh:
-                fields = ", ".join(_differences(kept, fresh))
+                fields = ", ".join(differences(kept, fresh))
                 raise InputError(
                     f"--out {self.path}: holds a run with another configuration; these fields "
                     f"differ: {fields}; give another --out, or the values that it was begun with"
@@ -205,11 +205,12 @@ def _last(value: object) -> dict[str, Any]:
     return {"accuracy": value.accuracy} if isinstance(value, Trial) else {}
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The fields of two configurations that differ, with both values."""
     for key in sorted(a.keys() | b.keys()):
         left, right = a.get(key), b.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _differences(left, right, f"{prefix}{key}.")
+            yield from differences(left, right, f"{prefix}{key}.")
         elif left != right:
             yield f"{prefix}{key} ({left} there, {right} here)"
 
