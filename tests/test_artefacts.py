@@ -1,4 +1,6 @@
+import contextlib
 import fcntl
+import json
 import os
 import pickle
 import subprocess
@@ -9,12 +11,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
+from itgan.embedding import SnapshotPool, load_network
 from itgan.errors import InputError
+from itgan.generators import load_generator
+from itgan.latents import LatentBank, sample_latents
+from itgan.sources import SyntheticSet
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3) - 2.5,
@@ -147,11 +153,117 @@ def test_what_is_not_ours_is_refused(tmp_path):
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefacts, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(artefacts, "FORMAT_VERSION", 3)
     artefacts.save(tmp_path / "a", {}, {"kind": "k"})
     monkeypatch.undo()
-    with pytest.raises(InputError, match="written in format 2, this itgan reads up to 1; upgrade"):
+    with pytest.raises(InputError, match="written in format 3, this itgan reads up to 2; upgrade"):
         artefacts.load(tmp_path / "a")
+
+
+FIXTURES = Path(__file__).parent / "fixtures"  # written by format 1
+
+
+def test_files_of_format_1_are_read():
+    bank = LatentBank.load(FIXTURES / "bank-1.safetensors")
+    assert bank.stage == "random"
+    assert bank.labels.tolist() == list(range(10))
+    assert bank.provenance["seed"] == 0
+    _, metadata = artefacts.load(FIXTURES / "bank-1.safetensors", "bank")
+    assert (metadata["format_version"], metadata["value_range"]) == (1, [-1, 1])
+    made = SyntheticSet.load(FIXTURES / "set-1.itgan.safetensors")
+    assert made.about["dataset"] == "digits"
+    rounded = made.bank.provenance  # the file is fp16
+    assert rounded["generator"] == made.generator.fingerprint
+    assert rounded["moved_from"] == bank.provenance["generator"]
+    torch.testing.assert_close(made.bank.latents, bank.latents, rtol=1e-3, atol=1e-3)
+
+
+def test_every_older_format_has_its_migration(tmp_path):
+    assert set(artefacts.MIGRATIONS) == set(range(1, artefacts.FORMAT_VERSION))
+    tensors, metadata = artefacts.load(FIXTURES / "set-1.itgan.safetensors")
+    without = {k: v for k, v in metadata.items() if k != "conventions"}  # before TorchScript
+    payload = safetensors.torch.save(tensors, {"itgan": json.dumps(without)})
+    (tmp_path / "x.safetensors").write_bytes(payload)
+    assert artefacts.read_metadata(tmp_path / "x.safetensors")["conventions"] == {"form": "biggan"}
+    assert len(SyntheticSet.load(tmp_path / "x.safetensors")) == 10
+
+
+def test_files_of_today_have_what_a_reader_needs(generator, images, tmp_path):
+    bank = sample_latents(generator, images, seed=4)
+    bank.save(tmp_path / "b.safetensors")
+    metadata = artefacts.read_metadata(tmp_path / "b.safetensors")
+    names = [str(digit) for digit in range(10)]
+    assert (metadata["format_version"], metadata["stage"]) == (2, "random")
+    assert metadata["value_range"] == [-1, 1]
+    assert metadata["provenance"] == {
+        "generator": generator.fingerprint,
+        "seed": 4,
+        "dataset": "digits",
+        "class_names": names,
+    }
+    SyntheticSet(generator, bank).save(tmp_path / "s.safetensors")
+    about = SyntheticSet.load(tmp_path / "s.safetensors").about
+    assert about == {"dataset": "digits", "class_names": names}
+
+
+@pytest.mark.parametrize("change", [{"kind": "other"}, {"added": 1}, {"x": [1, 2.5]}, {"x": None}])
+def test_changed_metadata_are_named(tmp_path, change):
+    path = tmp_path / "a.safetensors"
+    artefacts.save(path, TENSORS, {"kind": "k", "x": [1, 2]})
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["itgan"])
+    path.write_bytes(safetensors.torch.save(TENSORS, {"itgan": json.dumps(metadata)}))
+    artefacts.load(path)
+    for damaged in ({**metadata, **change}, {**metadata, "metadata_sha256": None}):
+        path.write_bytes(safetensors.torch.save(TENSORS, {"itgan": json.dumps(damaged)}))
+        for read in (artefacts.load, artefacts.read_metadata):
+            with pytest.raises(InputError, match="damaged: its metadata do not have the recorded"):
+                read(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+READERS = {
+    "bank": LatentBank.load,
+    "synthetic": SyntheticSet.load,
+    "network": load_network,
+    "pool": SnapshotPool.load,
+    "generator": load_generator,
+    "checkpoint": lambda path: Checkpoint(path, "mine").load(),
+}
+KEYS = ["stage", "history", "provenance", "dtype", "conventions", "about", "spec", "identity"]
+NAMES = ["latents", "labels", "rows", "latents.step", "accuracies", "held_out", "weights.a"]
+SHAPES = st.lists(st.integers(0, 3), max_size=3)
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool])
+
+
+@given(
+    kind=st.sampled_from(sorted(READERS)),
+    metadata=st.dictionaries(st.sampled_from([*KEYS, "step"]), JSON),
+    shapes=st.dictionaries(st.sampled_from(NAMES), st.tuples(SHAPES, DTYPES)),
+)
+@settings(deadline=None, max_examples=200)
+def test_any_metadata_with_any_tensors_are_read_or_refused(
+    tmp_path_factory, kind, metadata, shapes
+):
+    path = tmp_path_factory.mktemp("any") / "x.safetensors"
+    tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+    artefacts.save(path, tensors, {**metadata, "kind": kind})
+    with contextlib.suppress(InputError):
+        READERS[kind](path)
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None)
+def test_any_header_is_read_or_refused(tmp_path_factory, header):
+    path = tmp_path_factory.mktemp("any") / "x.safetensors"
+    for content in (header, len(header).to_bytes(8, "little") + header):
+        path.write_bytes(content)
+        with pytest.raises(InputError):
+            artefacts.load(path)
 
 
 def test_json_round_trip_and_refusal(tmp_path):

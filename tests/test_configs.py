@@ -28,6 +28,8 @@ def number_fields(kind):
     """(name, integer?, bounds) of every numeric field, bounds as in JSON schema."""
     schema = kind.model_json_schema()
     for name, field in schema["properties"].items():
+        if field.get("anyOf") == [{"type": "integer"}, {"type": "number"}]:
+            continue  # a number or a fraction: tested below
         for form in field.get("anyOf", [field]):
             if form.get("type") in ("integer", "number"):
                 yield name, form["type"] == "integer", form
@@ -153,3 +155,19 @@ def test_the_published_protocol_is_the_default():
 def test_configs_do_not_wait_for_torch():
     code = "import sys, itgan.configs, itgan.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", [RunConfig, configs.PretrainingConfig])
+def test_validation_is_a_number_or_a_fraction(kind):
+    for given_, kept in ((0, 0), (200, 200), (5.0, 5), (0.25, 0.25), (0.0, 0)):
+        config = kind(validation=given_)
+        assert (config.validation, type(config.validation)) == (kept, type(kept))
+        assert kind.model_validate_json(config.model_dump_json()) == config
+    for wrong in (-1, -0.5, 1.5, 100.5, float("nan"), float("inf"), 10**30, "many", None):
+        with pytest.raises(ValidationError, match="validation"):
+            kind(validation=wrong)
+
+
+def test_whole_numbers_leave_the_identity_of_a_training_as_it_was():
+    dumped = configs.PretrainingConfig(validation=5000).model_dump(exclude_defaults=True)
+    assert json.dumps(dumped) == '{"validation": 5000}'  # not 5000.0: it is hashed as text

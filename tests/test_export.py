@@ -221,7 +221,12 @@ def test_images_are_made_in_chunks(synthetic, tmp_path, form, monkeypatch):
 
 @pytest.mark.parametrize("form", EXPORTERS)
 def test_provenance_says_where_the_images_come_from(generator, bank, tmp_path, form):
-    provenance = {"generator": "abc", "seed": 5, "config": {"steps": 3}, "start": "inverted"}
+    provenance = {
+        "generator": generator.fingerprint,
+        "seed": 5,
+        "config": {"steps": 3},
+        "start": "inverted",
+    }
     bank = LatentBank(bank.latents, bank.labels, bank.rows, "condensed", {}, provenance)
     made = SyntheticSet(generator, bank, about={"dataset": "digits"})
     file = tmp_path / "digits.itgan.safetensors"

@@ -290,7 +290,7 @@ def test_files_of_the_family_that_are_wrong(tmp_path, coloured):
         ({"data": [images]}, "must be two dense tensors"),
         ({"data": [[images]]}, "must be two dense tensors"),
         ({"data": [[images, 3]]}, "must be two dense tensors"),
-        ({"data": [[images.to_sparse(), labels]]}, "must be two dense tensors"),
+        ({"data": [[images.to_sparse(), labels]]}, "a tensor that is not dense"),
         ({"data": [[images.long(), labels]]}, "images are torch.int64"),
         ({"data": [[images[0], labels[:3]]]}, r"images are torch.float32 of shape \(3, 32, 32\)"),
         ({"data": [[images, labels.bfloat16()]]}, "must hold one integer label per image"),

@@ -58,7 +58,12 @@ def test_sample_latents_follows_the_images(generator, images):
     assert bank.latents.shape == (40, 8)
     assert torch.equal(bank.labels, images.labels)
     assert torch.equal(bank.rows, images.rows)
-    assert bank.provenance == {"generator": generator.fingerprint, "seed": 3}
+    assert bank.provenance == {
+        "generator": generator.fingerprint,
+        "seed": 3,
+        "dataset": "digits",
+        "class_names": [str(digit) for digit in range(10)],
+    }
     backwards = sample_latents(generator, images.select(torch.arange(39, -1, -1)), seed=3)
     assert torch.equal(backwards.latents.flip(0), bank.latents)
 
@@ -155,7 +160,13 @@ def test_what_does_not_belong_together(generator, bank, images, make_biggan):
 
     refused(r"latents of shape \(5,\), but the generator takes \(8,\)", {"latents": randn(40, 5)})
     refused("label 10, but the generator has only classes 0...9", {"labels": bank.labels + 1})
-    refused("label -1, but the generator has only classes 0...9", {"labels": bank.labels - 1})
+    refused("labels must be int64 and not negative", {"labels": bank.labels - 1})
+    stranger = {**bank.provenance, "generator": "feed" * 16}
+    refused("made with generator feedfeedfeedfeed…, but this one is ", {"provenance": stranger})
+    moved = replace(bank, provenance=stranger).moved_to(generator)
+    check_fits(generator, moved, images)
+    assert moved.provenance["moved_from"] == stranger["generator"]
+    check_fits(generator, replace(bank, provenance={}), images)  # it does not know
     wide = replace(images, images=images.images.repeat(1, 1, 1, 2))
     refused(r"makes images of shape \(1, 8, 8\), but the data set has \(1, 8, 16\)", {}, wide)
     more = replace(images, class_names=tuple("abcdefghijk"))

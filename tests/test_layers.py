@@ -31,7 +31,7 @@ autoencoding tables
 report
 runs
 pipeline
-publishing scoring inspection
+publishing scoring inspection flags
 studies
 reproduction planning
 claims cli

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,7 @@ def test_what_is_no_synthetic_set_is_refused(bank, tmp_path):
 
 
 def test_a_set_that_names_no_data_set_is_refused(generator, bank):
+    bank = replace(bank, provenance={})
     with pytest.raises(InputError, match="names no data set; give --dataset"):
         score(SyntheticSet(generator, bank), QUICK)
 

@@ -1,7 +1,8 @@
 """Artefacts on disk: safetensors with JSON metadata, written atomically, checked when read.
 
-Every file carries its format version, its kind and the sha256 of its tensors. Nothing here
-unpickles: foreign ``.pt`` files go through ``torch.load(weights_only=True)``.
+Every file carries its format version, its kind, the sha256 of its tensors and that of its
+metadata; files of older formats are migrated when read. Nothing here unpickles: foreign ``.pt``
+files go through ``torch.load(weights_only=True)``.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import os
 import pickle
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,18 @@ from torch import Tensor
 
 from itgan.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEY = "itgan"
+
+
+def _from_1(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had no hash of the metadata, sets of one form only, and banks without a range."""
+    added = {"synthetic": {"conventions": {"form": "biggan"}}, "bank": {"value_range": [-1, 1]}}
+    return {**added.get(str(metadata.get("kind")), {}), **metadata}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+"""From each older format to the next."""
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -102,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is none.
     """
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(path.read_text())
         if isinstance(value, dict):
             return value
@@ -113,70 +125,180 @@ def save(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     """Save tensors with metadata (``kind`` at least) atomically; equal input, equal bytes."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     header = {**metadata, "format_version": FORMAT_VERSION, "sha256": digest(tensors)}
+    header = json.loads(json.dumps(header))  # tuples and numbers as keys, as they are read
+    header["metadata_sha256"] = json_digest(header)
     # One metadata key: safetensors does not fix the order of several.
     payload = safetensors.torch.save(tensors, {_KEY: json.dumps(header, sort_keys=True)})
     write_bytes(Path(path), payload)
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
-    """The metadata of an artefact, without its tensors.
+    """The metadata of an artefact, without its tensors; empty if another program wrote the file.
 
     Raises:
-        InputError: no such file, or not a safetensors file.
+        InputError: no such file, not a safetensors file, a newer format, or damaged.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(_KEY, "{}"))
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    with _opened(path) as file:
+        return _metadata(path, file)
 
 
 def load(path: Path | str, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load tensors and metadata; the hash is checked.
+    """Load tensors and metadata; the hashes are checked.
 
     Raises:
         InputError: no such file, not one of ours, of another kind or newer format, or damaged.
     """
-    metadata = read_metadata(path)
-    if "format_version" not in metadata:
-        raise InputError(f"{path}: a safetensors file, but not one that itgan wrote")
-    if metadata["format_version"] > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: written in format {metadata['format_version']}, this itgan reads up to "
-            f"{FORMAT_VERSION}; upgrade itgan"
-        )
-    if kind is not None and metadata.get("kind") != kind:
-        raise InputError(f"{path}: holds a {metadata.get('kind')!r}, expected a {kind!r}")
-    tensors = safetensors.torch.load_file(str(path))
-    if digest(tensors) != metadata["sha256"]:
+    with _opened(path) as file:
+        metadata = _metadata(path, file)
+        if not metadata:
+            raise InputError(
+                f"{path}: a safetensors file, but not one that itgan wrote; give one that is"
+            )
+        if kind is not None and metadata.get("kind") != kind:
+            raise InputError(
+                f"{path}: holds a {metadata.get('kind')!r}, expected a {kind!r}; give such a file"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = digest(tensors)
+    if found != metadata.get("sha256"):
         raise InputError(
             f"{path}: damaged: its tensors do not have the recorded sha256 "
-            f"{metadata['sha256'][:16]}…; fetch or make the file again"
+            f"{str(metadata.get('sha256'))[:16]}…; fetch or make the file again"
         )
     return tensors, metadata
 
 
-def load_foreign(path: Path | str) -> Any:  # noqa: ANN401 - whatever the file holds
-    """Load a ``.pt`` or ``.pth`` of another project: tensors and plain containers only.
-
-    Raises:
-        InputError: no such file, unreadable, or it holds code that would have to be unpickled.
-    """
+@contextlib.contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            yield file
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # what a damaged file raises has no common type
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: not a readable safetensors file ({reason}); fetch or make it again"
+        ) from error
+
+
+def _metadata(path: Path | str, file: Any) -> dict[str, Any]:  # noqa: ANN401 - of safe_open
+    """Our metadata, checked and brought to the present format; empty if there is none."""
+    text = (file.metadata() or {}).get(_KEY)
+    if text is None:
+        return {}
+    metadata = json.loads(text)
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: written in format {version}, this itgan reads up to {FORMAT_VERSION}; "
+            "upgrade itgan"
+        )
+    if type(version) is not int or version < 1:
+        raise InputError(f"{path}: damaged: its format is not known; fetch or make it again")
+    recorded = metadata.pop("metadata_sha256", None)
+    if recorded != (json_digest(metadata) if version > 1 else None):
+        raise InputError(
+            f"{path}: damaged: its metadata do not have the recorded sha256; fetch or make the "
+            "file again"
+        )
+    for older in range(version, FORMAT_VERSION):
+        metadata = MIGRATIONS[older](metadata)
+    return metadata
+
+
+def load_foreign(path: Path | str) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Load a ``.pt`` or ``.pth`` of another project: dense tensors and plain containers only.
+
+    Raises:
+        InputError: no such file, unreadable, tensors that claim to be larger than the file, or
+            code that would have to be unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        _check_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a file loads or is refused in one line
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(path, content)
+    except (InputError, MemoryError):
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than tensors (loading would run code from the file), or is "
             "damaged; save its state dict alone and give that"
         ) from error
     except Exception as error:  # what a damaged file raises has no common type
-        raise InputError(f"{path}: not a readable PyTorch file") from error
+        raise InputError(
+            f"{path}: not a readable PyTorch file; fetch it again, or save it with torch.save"
+        ) from error
+    return content
+
+
+def _check_zip(path: Path) -> None:
+    """PyTorch checks neither the sums of a zip archive nor what its entries expand to."""
+    if not zipfile.is_zipfile(path):  # written by an old PyTorch
+        _check_pickle(path, path.read_bytes())
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise InputError(f"{path}: claims to hold more than its size; fetch it again")
+        if (name := archive.testzip()) is not None:
+            raise InputError(f"{path}: damaged: {name} has another sum; fetch it again")
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                _check_pickle(path, archive.read(name))
+
+
+def _check_pickle(path: Path, content: bytes) -> None:
+    """PyTorch would make a bytearray of any size that a file names."""
+    if b"bytearray" in content:
+        raise InputError(f"{path}: holds a bytearray, not only tensors; save its state dict alone")
+
+
+def _check_tensors(path: Path, content: object) -> None:
+    """Refuse tensors whose numbers are not all in the file, however large they claim to be."""
+    seen: dict[int, object] = {}
+    storages: dict[int, int] = {}
+    left = [content]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += value
+        elif isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+                raise InputError(f"{path}: holds a tensor that is not dense; save dense ones")
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            size = value.numel() * value.element_size()
+            if size > storage.nbytes() or sum(storages.values()) > path.stat().st_size:
+                raise InputError(
+                    f"{path}: a tensor of shape {tuple(value.shape)} claims to be larger than "
+                    "what is stored of it; save it with .clone()"
+                )
+
+
+@contextlib.contextmanager
+def described(path: Path | str) -> Iterator[None]:
+    """Errors of making sense of what ``load`` gave, as one line that names the file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{path}: its metadata or tensors are not as itgan writes them "
+            f"({type(error).__name__}: {error}); make the file again"
+        ) from error
 
 
 class Checkpoint:
@@ -211,8 +333,10 @@ class Checkpoint:
         if not self.path.exists():
             return None
         tensors, metadata = load(self.path, "checkpoint")
-        if metadata["identity"] != self.identity:
+        if metadata.get("identity") != self.identity:
             raise InputError(f"{self.path}: belongs to another configuration; give another --out")
+        if type(metadata.get("step")) is not int:
+            raise InputError(f"{self.path}: does not tell its step; remove it and run again")
         return tensors, metadata
 
     def offer(
@@ -247,10 +371,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a log; torn ones are left out."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
     return rows
 
 

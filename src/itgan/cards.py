@@ -30,7 +30,8 @@ def write_card(path: Path, data: Dataset, config: MetricsConfig, device: str = "
         "",
         f"- images: {metadata['dataset']}, {metadata['trained_on']['images']:,} training images "
         f"{data.image_shape[1]}x{data.image_shape[2]}, sha256 "
-        f"`{metadata['trained_on']['sha256'][:16]}`; {made['validation']} held out",
+        f"`{metadata['trained_on']['sha256'][:16]}`; "
+        f"{len(data.validation) if data.validation else 0} held out",
         f"- classes: {', '.join(metadata['class_names'])}",
         f"- training: {made['steps']:,} generator steps of {made['batch_size']} images, "
         f"{metadata['hours']} hours by its log, seed {made['seed']}",

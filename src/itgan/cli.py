@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from itgan.endings import Interruption, explain
 from itgan.errors import InputError
+from itgan.flags import given, networks, spell_none
 
 if TYPE_CHECKING:
-    from itgan.configs import RunConfig, StudyConfig
+    from itgan.configs import PretrainingConfig, RunConfig, ScoreConfig, StudyConfig
     from itgan.pipeline import Experiment
     from itgan.runs import Run
 
@@ -28,11 +29,16 @@ T = TypeVar("T")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in files may be beyond the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     with Interruption(arguments) as interruption:
         try:
             _dispatch(arguments)
             sys.stdout.flush()
             return 0
+        except BrokenPipeError:  # nobody reads on, as after `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except BaseException as error:
             # An interrupted import may end in any other error.
             if interruption.received or isinstance(error, KeyboardInterrupt):
@@ -96,7 +102,8 @@ def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T) -> T:
         terminal = shutil.get_terminal_size().columns
         os.environ["COLUMNS"] = str(max(60, terminal)) if wants_help else "2000"
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(arguments), prog=prog, description="", default=default)
+            args = spell_none(kind, arguments)
+            return tyro.cli(kind, args=args, prog=prog, description="", default=default)
     except SystemExit as stop:
         if stop.code == 0:
             raise
@@ -121,14 +128,25 @@ def _one_line(box: str) -> str:
         text, _, similar = text.partition(" Perhaps you meant: ")
         titles = r"^(Unrecognized options|Invalid choice|Missing argument|(Value|Parsing) error) "
         text = re.sub(titles, "", text)
+        text = re.sub(
+            r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$",
+            r"\1: give a whole number, not \2",
+            text,
+        )
+        text = re.sub(
+            r"^Error parsing (\S+): could not convert string to float: (.*)$",
+            r"\1: give a number, not \2",
+            text,
+        )
         text = text.split(" Argument helptext:")[0].split(" Got errors:")[0]
         flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]+", similar)))[:3]
         return f"{text}; perhaps {' or '.join(flags)}" if flags else text
     what, where = found["what"], found["where"]
-    if found["type"] == "value_error":
-        return what.removeprefix("Value error, ")
-    field, _, message = what.partition(" ")
     prefix = "" if where[0].isupper() else f"{where}."
+    if found["type"] == "value_error":
+        field, _, message = what.rpartition("Value error, ")
+        return f"{prefix}{field.strip()}: {message}" if field else message
+    field, _, message = what.partition(" ")
     return f"{prefix}{field}: {message[:1].lower()}{message[1:]}, not {found['got']}"
 
 
@@ -141,7 +159,14 @@ def _recipe(arguments: Sequence[str], command: str) -> "RunConfig":
         from itgan.runs import Run
 
         kept = Run(Path(arguments[0])).config()
-        return _parse(RunConfig, arguments[1:], f"itgan {command} {arguments[0]}", kept)
+        config = _parse(RunConfig, arguments[1:], f"itgan {command} {arguments[0]}", kept)
+        for flag, network in networks(config):
+            if ":" in network and not given(flag, arguments):
+                raise InputError(
+                    f"{arguments[0]}/config.json names the network {network!r}, whose code would "
+                    f"be imported; if you trust it, give {flag} {network}"
+                )
+        return config
     config = _preset(RECIPES, arguments, command, "recipe")
     return config if config.out else config.model_copy(update={"out": f"runs/{config.recipe}"})
 
@@ -317,6 +342,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
     from itgan.pretraining import pretrain
 
     out = Path(config.out or f"runs/pretrain-{arguments[0]}")
+    _check_same_training(out, config)
     data = load_dataset(
         config.dataset,
         validation=config.validation,
@@ -363,6 +389,25 @@ def _measure(arguments: Sequence[str]) -> None:
         _print(f"figures: {config.out}")
 
 
+def _check_same_training(out: Path, config: "PretrainingConfig") -> None:
+    """Say which fields differ from those of the training in a directory, if there is one."""
+    from itgan.artefacts import read_json
+    from itgan.pretraining import PLACES
+    from itgan.runs import differences
+
+    if not (out / "config.json").is_file():
+        return
+    kept = {k: v for k, v in read_json(out / "config.json").items() if k not in PLACES}
+    fresh = config.model_dump(mode="json", exclude=PLACES)
+    # Fields added since it was written have no other value there.
+    fields = ", ".join(differences({**fresh, **kept}, fresh))
+    if fields:
+        raise InputError(
+            f"--out {out}: holds a training with another configuration; these fields differ: "
+            f"{fields}; give another --out, or the values that it was begun with"
+        )
+
+
 def _score(arguments: Sequence[str]) -> None:
     """Score anyone's set: ours, an image folder, npz, or .pt of normalised tensors."""
     from itgan.configs import ScoreConfig
@@ -381,15 +426,30 @@ def _score(arguments: Sequence[str]) -> None:
         rows = score_foreign(path, _parse(ScoreConfig, arguments[1:], prog, ScoreConfig()))
     else:
         synthetic = load_set(arguments[0])
-        named = synthetic.about.get("evaluation", {})
-        if ":" in str(named.get("network", "")):  # a file must not choose what is imported
-            named = {**named, "network": "convnet"}
-        try:
-            default = ScoreConfig(evaluation=named)
-        except ValueError:  # written by an itgan with other options
-            default = ScoreConfig()
+        default = _named(synthetic.about.get("evaluation"), arguments)
         rows = score(synthetic, _parse(ScoreConfig, arguments[1:], prog, default))
     Console(width=None if sys.stdout.isatty() else 110).print(results_table(rows))
+
+
+def _named(evaluation: object, arguments: Sequence[str]) -> "ScoreConfig":
+    """The protocol that a set names; a file must not choose code that is imported."""
+    from itgan.configs import EvaluationConfig, ScoreConfig
+    from itgan.progress import say
+
+    if not isinstance(evaluation, dict):
+        return ScoreConfig()
+    network = str(evaluation.get("network", ""))
+    if ":" in network:
+        evaluation = {**evaluation, "network": "convnet"}
+        if not given("--evaluation.network", arguments):
+            say(
+                f"{arguments[0]} names the network {network!r}, but no file may choose code to "
+                f"import: scored with convnet; to trust it, give --evaluation.network {network}"
+            )
+    try:
+        return ScoreConfig(evaluation=EvaluationConfig.model_validate(evaluation))
+    except ValueError:  # written by an itgan with other options
+        return ScoreConfig()
 
 
 def _generate(arguments: Sequence[str]) -> None:

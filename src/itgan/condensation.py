@@ -28,7 +28,7 @@ from itgan.devices import autocast
 from itgan.embedding import Pool, make_pool
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator
-from itgan.latents import LatentAdam, LatentBank, LatentSGD, check_fits, deal
+from itgan.latents import LatentAdam, LatentBank, LatentSGD, check_fits, deal, origin
 from itgan.matching import Discrepancy
 from itgan.networks import Network, couples_images
 from itgan.progress import track
@@ -242,8 +242,7 @@ def condense(
         "condensed",
         history,
         {
-            "generator": generator.fingerprint,
-            "seed": seed,
+            **origin(generator, real, seed),
             "config": config.model_dump(),
             "start": bank.stage,
         },

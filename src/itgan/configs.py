@@ -5,7 +5,7 @@ Descriptions are the command line's help texts.
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
 Source = Literal[
@@ -28,6 +28,19 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _held_out(value: int | float) -> int | float:
+    if not (value == int(value) if value >= 1 else 0 <= value < 1):
+        raise ValueError(
+            f"give 0, a whole number of images, or a fraction of them in (0, 1), not {value}"
+        )
+    return value if 0 < value < 1 else int(value)
+
+
+HeldOut = Annotated[
+    int | float, Field(ge=0, le=100_000_000, allow_inf_nan=False), AfterValidator(_held_out)
+]
 
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
 
@@ -232,9 +245,8 @@ class MeasureConfig(MetricsConfig):
     """What is measured, on which images."""
 
     dataset: str | None = Field(None, description="data set with the real images")
-    validation: int = Field(
+    validation: HeldOut = Field(
         0,
-        ge=0,
         description="training images held out, as in the generator's own training; if any, "
         "samples are compared with them, else with the test images",
     )
@@ -256,7 +268,9 @@ class PretrainingConfig(Config):
     """How a class-conditional BigGAN is trained: hinge loss, DiffAugment, averaged weights."""
 
     dataset: str = Field("digits", description="data set to learn")
-    validation: int = Field(0, ge=0, description="training images that are held out, never seen")
+    validation: HeldOut = Field(
+        0, description="training images that are held out, never seen: how many, or a fraction"
+    )
     image_column: str | None = Field(None, description="image column, where it cannot be found")
     label_column: str | None = Field(None, description="label column, where it cannot be found")
     steps: Count = Field(4000, description="generator steps")
@@ -276,7 +290,7 @@ class PretrainingConfig(Config):
         0.999, description="decay of the averaged weights"
     )
     ema_start: int = Field(
-        1000, ge=0, description="until this step the average copies the raw weights"
+        1000, ge=0, le=10_000_000, description="until this step the average copies the raw weights"
     )
     diffaugment: str = Field(
         "translation", description="translation, cutout, color joined by commas, or none"
@@ -350,7 +364,9 @@ class RunConfig(Config):
     )
     latent_seeds: Seeds = Field((0, 1, 2), description="one bank for each")
     network_seeds: Seeds = Field((0, 1, 2), description="classifiers trained on each bank")
-    validation: int = Field(0, ge=0, description="training images that are held out of everything")
+    validation: HeldOut = Field(
+        0, description="training images held out of everything: how many, or a fraction"
+    )
     score_on: Literal["auto", "validation", "test"] = Field(
         "auto", description="what scores classifiers: auto is the held-out images, if any"
     )

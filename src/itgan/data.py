@@ -42,6 +42,7 @@ class ImageSet:
         mean: per channel, in [0, 1] units, of the training split; by default 0.5.
         std: likewise, over all its pixels, at least 1/255.
         name: what tables call this source.
+        dataset: name of the data set that it is a split of, where that is known.
 
     Raises:
         InputError: empty, or wrong types, shapes, lengths or labels.
@@ -54,6 +55,7 @@ class ImageSet:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     name: str = "real"
+    dataset: str = ""
 
     def __post_init__(self) -> None:
         """Fill in what was left out, then check."""
@@ -272,7 +274,7 @@ def _assemble(
         try:
             pixels = pictures.resize_all(images, image_size) if image_size else images
             tensors = torch.from_numpy(pixels), torch.from_numpy(labels)
-            sets.append(ImageSet(*tensors, class_names=names))
+            sets.append(ImageSet(*tensors, class_names=names, dataset=name))
         except InputError as error:
             raise InputError(f"{spec}, {split} split: {error}") from error
     train, test = sets

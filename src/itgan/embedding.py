@@ -14,7 +14,7 @@ from itgan.data import ImageSet
 from itgan.errors import InputError
 from itgan.networks import Network, build_network
 from itgan.randomness import derive_seed
-from itgan.splits import stratified
+from itgan.splits import MOST_CLASSES, stratified
 from itgan.training import accuracy, count_updates, train_classifier
 
 
@@ -45,16 +45,33 @@ class NetworkSpec:
     @classmethod
     def parse(cls, values: dict[str, Any]) -> "NetworkSpec":
         """From JSON."""
-        colours, height, width = values["image_shape"]
-        if ":" in values["name"]:  # a file must not choose what is imported
-            raise InputError(f"names the network {values['name']!r}, which would run its code")
-        return cls(
-            values["name"],
-            (colours, height, width),
-            values["num_classes"],
-            tuple(values["mean"]),
-            tuple(values["std"]),
-        )
+        colours, height, width = map(int, values["image_shape"])
+        name, classes = str(values["name"]), int(values["num_classes"])
+        if ":" in name:  # a file must not choose what is imported
+            raise InputError(f"names the network {name!r}, which would run its code")
+        if max(colours, height, width) > 1024 or classes > MOST_CLASSES:
+            raise InputError(
+                f"images of {(colours, height, width)} in {classes} classes are too large; make "
+                "it again"
+            )
+        mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))
+        return cls(name, (colours, height, width), classes, mean, std)
+
+    def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Refuse weights of other shapes, before a network of this kind takes any memory.
+
+        Raises:
+            InputError: names the first tensor that differs.
+        """
+        # A user's own network may need real tensors to be built.
+        with torch.device("cpu" if ":" in self.name else "meta"):
+            state = self.build().state_dict()
+        expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        wrong = sorted(n for n in shapes.keys() | expected if shapes.get(n) != expected.get(n))
+        if wrong:
+            raise InputError(
+                f"its weights do not fit {self.name}: {wrong[0]}; make the file again"
+            )
 
     def build(self, seed: int = 0) -> Network:
         """A fresh network."""
@@ -135,10 +152,14 @@ class SnapshotPool:
             InputError: no such file, damaged, or not a pool.
         """
         tensors, metadata = artefacts.load(path, "pool")
-        accuracies, held_out = tensors.pop("accuracies"), tensors.pop("held_out")
-        weights = {name.removeprefix("weights."): t for name, t in tensors.items()}
-        spec = NetworkSpec.parse(metadata["spec"]) if spec is None else spec
-        return cls(spec, weights, accuracies, held_out)
+        with artefacts.described(path):
+            accuracies, held_out = tensors.pop("accuracies"), tensors.pop("held_out")
+            weights = {name.removeprefix("weights."): t for name, t in tensors.items()}
+            spec = NetworkSpec.parse(metadata["spec"]) if spec is None else spec
+            if accuracies.ndim != 1 or any(len(t) != len(accuracies) for t in weights.values()):
+                raise InputError("weights and accuracies are not of the same snapshots")
+            spec.check({name: tuple(t.shape[1:]) for name, t in weights.items()})
+            return cls(spec, weights, accuracies, held_out)
 
 
 def make_pool(
@@ -224,14 +245,9 @@ def load_network(path: Path, spec: NetworkSpec | None = None) -> Network:
         InputError: no such file, damaged, or not a network.
     """
     tensors, metadata = artefacts.load(path, "network")
-    if spec is None:
-        try:
-            spec = NetworkSpec.parse(metadata["spec"])
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+    with artefacts.described(path):
+        spec = NetworkSpec.parse(metadata["spec"]) if spec is None else spec
+        spec.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     network = spec.build()
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit {spec.name}") from error
+    network.load_state_dict(tensors)
     return network.requires_grad_(False).eval()

@@ -117,8 +117,6 @@ def explain(error: BaseException, command: str = "") -> tuple[int, str] | None:
         return 1, f"the disk is full; {kept}; free space and run again"
     if isinstance(error, InputError):
         return 2, str(error)
-    if isinstance(error, BrokenPipeError):
-        return 1, "nobody reads the output any more"
     if isinstance(error, OSError) and error.filename is not None and error.errno != errno.EIO:
         return 2, f"{error.filename}: {error.strerror}; give another path"
     return None

@@ -195,13 +195,14 @@ def _new_directory(
 
 def provenance(synthetic: SyntheticSet, file: Path | None = None) -> dict[str, Any]:
     """Where the images come from: file, generator, stage, config, seed, data set, version."""
+    fingerprint = synthetic.generator.fingerprint
     known = {"config": None, "seed": None, "generator": None, **synthetic.bank.provenance}
     return {
         "itgan": itgan.__version__,
         "file": None if file is None else {"name": file.name, "sha256": _sha256(file)},
-        **known,
+        **{key: value for key, value in known.items() if key != "moved_from"},
         # A set in narrow types holds a rounded generator; this is the one it was made with.
-        "generator": known["generator"] or synthetic.generator.fingerprint,
+        "generator": known.get("moved_from") or known["generator"] or fingerprint,
         "stage": synthetic.bank.stage,
         "dataset": synthetic.about.get("dataset"),
         "class_names": list(synthetic.class_names),

@@ -27,19 +27,25 @@ def describe(path: Path) -> str:
         }
     else:
         tensors, metadata = artefacts.load(path)
+    with artefacts.described(path):
+        return _describe(path, tensors, metadata)
+
+
+def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     history = metadata.pop("history", {})
     lines = [f"{path}", f"{path.stat().st_size:,} bytes, of which tensors {total:,}", ""]
-    lines += [f"{key}: {_text(value)}" for key, value in sorted(metadata.items())]
+    lines += [f"{_text(key)}: {_text(value)}" for key, value in sorted(metadata.items())]
     for name, values in history.items():
         last = f", last {values[-1]:.6g}" if values else ""
-        lines.append(f"history.{name}: {len(values)} values{last}")
+        lines.append(f"history.{_text(name)}: {len(values)} values{last}")
     lines.append("")
     for name, tensor in sorted(tensors.items()):
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        lines.append(f"  {name:<36} {str(tensor.dtype).removeprefix('torch.'):<9} {shape}")
+        lines.append(f"  {_text(name):<36} {str(tensor.dtype).removeprefix('torch.'):<9} {shape}")
     return "\n".join(lines)
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """Text as it is if it can be printed on one line: no control characters of a terminal."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)

@@ -17,7 +17,7 @@ from itgan.data import ImageSet
 from itgan.devices import autocast
 from itgan.embedding import train_extractor
 from itgan.generators import ConditionalGenerator
-from itgan.latents import LatentAdam, LatentBank, check_images, initial_latents
+from itgan.latents import LatentAdam, LatentBank, check_images, initial_latents, origin
 from itgan.networks import Network
 from itgan.progress import track
 from itgan.randomness import derive_seed
@@ -111,7 +111,7 @@ def invert(
         result.rows,
         "inverted",
         history,
-        {"generator": generator.fingerprint, "seed": seed, "config": config.model_dump()},
+        {**origin(generator, images, seed), "config": config.model_dump()},
     )
 
 

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -29,13 +29,13 @@ class LatentBank:
         rows: int64 [n], each latent's row in the original training set.
         stage: ``random``, ``inverted`` or ``condensed``.
         history: what the optimisation measured, a list of numbers for each quantity.
-        provenance: how it was made: generator, config, seed.
+        provenance: how it was made: generator, config, seed, dataset, class_names.
     """
 
     latents: Tensor  # checked below, since users make these by hand
     labels: Tensor
     rows: Tensor
-    stage: Stage
+    stage: str
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -43,16 +43,30 @@ class LatentBank:
         """Refuse banks whose parts do not fit together."""
         n = len(self.latents)
         if not n:
-            raise InputError("latent bank: it is empty")
+            raise InputError("latent bank: it is empty; give at least one latent")
+        if self.stage not in get_args(Stage):
+            raise InputError(
+                f"latent bank: stage {self.stage!r}; give one of {', '.join(get_args(Stage))}"
+            )
+        if not self.latents.is_floating_point() or self.latents.ndim < 2:
+            raise InputError(
+                f"latent bank: latents are {self.latents.dtype} of shape "
+                f"{tuple(self.latents.shape)}; give floats [n, *latent_shape]"
+            )
         if self.labels.shape != (n,) or self.rows.shape != (n,):
             raise InputError(
                 f"latent bank: {n} latents, but labels of shape {tuple(self.labels.shape)} and "
                 f"rows of shape {tuple(self.rows.shape)}; give one of each per latent"
             )
+        for name, numbers in (("labels", self.labels), ("rows", self.rows)):
+            if numbers.dtype != torch.int64 or int(numbers.min()) < 0:
+                raise InputError(f"latent bank: {name} must be int64 and not negative")
         if len(self.rows.unique()) != n:
             raise InputError("latent bank: a training row appears twice; drop one of its latents")
         if not self.latents.isfinite().all():
-            raise InputError("latent bank: latents hold NaN or infinity")
+            raise InputError(
+                "latent bank: latents hold NaN or infinity; lower the learning rate that made them"
+            )
 
     def __len__(self) -> int:
         """Number of latents."""
@@ -69,6 +83,15 @@ class LatentBank:
             self.provenance,
         )
 
+    def moved_to(self, generator: ConditionalGenerator) -> "LatentBank":
+        """The same latents for another generator on purpose; ``moved_from`` tells the first."""
+        origin = {
+            "moved_from": self.provenance.get("generator"),
+            **self.provenance,
+            "generator": generator.fingerprint,
+        }
+        return replace(self, provenance=origin)
+
     def save(self, path: Path | str) -> None:
         """Write one safetensors file."""
         artefacts.save(
@@ -77,6 +100,7 @@ class LatentBank:
             {
                 "kind": "bank",
                 "stage": self.stage,
+                "value_range": [-1, 1],
                 "history": {name: list(values) for name, values in self.history.items()},
                 "provenance": dict(self.provenance),
             },
@@ -90,17 +114,18 @@ class LatentBank:
             InputError: no such file, damaged, or not a bank.
         """
         tensors, metadata = artefacts.load(path, "bank")
-        try:
+        with artefacts.described(path):
             return cls(
-                tensors["latents"].float(),
+                tensors["latents"],
                 tensors["labels"],
                 tensors["rows"],
                 metadata["stage"],
-                metadata["history"],
-                metadata["provenance"],
+                {
+                    str(name): [float(x) for x in values]
+                    for name, values in metadata["history"].items()
+                },
+                dict(metadata["provenance"]),
             )
-        except (KeyError, InputError) as error:
-            raise InputError(f"{path}: {error}") from error
 
     @classmethod
     def merge(cls, banks: Sequence["LatentBank"]) -> "LatentBank":
@@ -128,7 +153,13 @@ class LatentBank:
             rows[order],
             banks[0].stage,
             {},
-            {"generator": banks[0].provenance.get("generator"), "merged": len(banks)},
+            {
+                **{
+                    key: banks[0].provenance.get(key)
+                    for key in ("generator", "dataset", "class_names")
+                },
+                "merged": len(banks),
+            },
         )
 
 
@@ -140,8 +171,18 @@ def sample_latents(generator: ConditionalGenerator, images: ImageSet, seed: int 
         images.rows.clone(),
         "random",
         {},
-        {"generator": generator.fingerprint, "seed": seed},
+        origin(generator, images, seed),
     )
+
+
+def origin(generator: ConditionalGenerator, images: ImageSet, seed: int) -> dict[str, Any]:
+    """The provenance of a bank: what generates, which images it stands for, the seed."""
+    return {
+        "generator": generator.fingerprint,
+        "seed": seed,
+        "dataset": images.dataset or None,
+        "class_names": list(images.class_names),
+    }
 
 
 def initial_latents(
@@ -169,16 +210,23 @@ def check_bank(generator: ConditionalGenerator, bank: LatentBank) -> None:
     Raises:
         InputError: names what differs.
     """
+    made_with = bank.provenance.get("generator")
     if tuple(bank.latents.shape[1:]) != tuple(generator.latent_shape):
         raise InputError(
             f"latent bank: latents of shape {tuple(bank.latents.shape[1:])}, but the generator "
-            f"takes {tuple(generator.latent_shape)}; use the generator that the bank was made with"
+            f"takes {tuple(generator.latent_shape)}; use the one that the bank was made with"
         )
     outside = (bank.labels < 0) | (bank.labels >= generator.num_classes)
     if outside.any():
         raise InputError(
             f"latent bank: label {int(bank.labels[outside][0])}, but the generator has only "
-            f"classes 0...{generator.num_classes - 1}"
+            f"classes 0...{generator.num_classes - 1}; use the one that the bank was made with"
+        )
+    if made_with is not None and made_with != generator.fingerprint:
+        raise InputError(
+            f"latent bank: made with generator {str(made_with)[:16]}…, but this one is "
+            f"{generator.fingerprint[:16]}…; use that one, or bank.moved_to(generator) on purpose "
+            "(a Python function's fingerprint changes with machine and library too)"
         )
 
 

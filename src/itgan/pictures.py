@@ -19,6 +19,10 @@ from torch import Tensor
 from itgan import progress
 from itgan.errors import InputError
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no decoder here starts a program
+MOST_PIXELS = 2**25  # in one picture file: decoding takes up to 30 bytes for each
+FREE_PIXELS = 2**22  # beyond, no more than 100 for each byte of the file
+
 
 def to_grey_or_rgb(image: Image.Image) -> Image.Image:
     """Any picture as mode L or RGB with 8 bits per channel.
@@ -86,9 +90,9 @@ def decode(
             progress.track(range(total), "decoding"), sources, strict=True
         ):
             try:
-                with Image.open(
-                    io.BytesIO(source) if isinstance(source, bytes) else source
-                ) as file:
+                stream = io.BytesIO(source) if isinstance(source, bytes) else source
+                with Image.open(stream, formats=FORMATS) as file:
+                    _check_size(file.width * file.height, source)
                     image = to_grey_or_rgb(file)
                     picture = np.asarray(fit(image, image_size) if image_size else image)
             except MemoryError:
@@ -111,6 +115,12 @@ def decode(
     for row, picture in zip(out, pictures, strict=True):
         row[...] = picture if picture.ndim == 3 else picture[..., None]
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+
+
+def _check_size(pixels: int, source: bytes | Path) -> None:
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if pixels > MOST_PIXELS or (pixels > FREE_PIXELS and pixels > 100 * size):
+        raise ValueError(f"{pixels:,} pixels in {size:,} bytes, too many to decode")
 
 
 def channels_first(what: str, images: np.ndarray) -> Shaped[np.ndarray, "n c h w"]:

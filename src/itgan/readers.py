@@ -5,10 +5,10 @@ images are for.
 """
 
 import errno
+import math
 import re
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm")
+MOST_EXPANDED = 2**28  # bytes; beyond, a file may not expand to 100 times its size
 HOLD_OUT = 6  # an undivided image folder gives every sixth image of a class to the test split
 # Where a set has no test split of its own, its validation split is what one tests on.
 TEST_NAMES = ("test", "validation", "valid", "val")
@@ -168,7 +169,10 @@ def read_parquet(
         count = 0
         for file in parts:
             try:
-                count += parquet.read_metadata(file).num_rows
+                found = parquet.read_metadata(file)
+                groups = [found.row_group(i) for i in range(found.num_row_groups)]
+                count += sum(group.num_rows for group in groups)
+                _check_expansion(str(file), sum(g.total_byte_size for g in groups), file)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{file} is not a whole Parquet file; fetch it again") from error
         if not count:
@@ -312,20 +316,42 @@ def read_arrays(path: Path, schemes: Sequence[Sequence[str]]) -> dict[str, np.nd
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            present = {name.removesuffix(".npy") for name in archive.namelist()}
-        keys = next((scheme for scheme in schemes if present.issuperset(scheme)), None)
-        if keys is None:
-            raise InputError(
-                f"{path} must hold arrays {', '.join(schemes[0])}; "
-                f"it has {', '.join(sorted(present))}"
-            )
+            entries = {e.filename: e for e in archive.infolist() if e.filename.endswith(".npy")}
+            present = {name.removesuffix(".npy") for name in entries}
+            keys = next((scheme for scheme in schemes if present.issuperset(scheme)), None)
+            if keys is None:
+                raise InputError(
+                    f"{path} must hold arrays {', '.join(schemes[0])}; "
+                    f"it has {', '.join(sorted(present)) or 'none'}"
+                )
+            for key in keys:
+                _check_array(f"{path}, array {key}", archive, entries[f"{key}.npy"], path)
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in keys}
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged archives and headers raise nearly anything
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is not a whole npz file of plain arrays ({reason})") from error
+
+
+def _check_array(what: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse an array whose header claims more numbers than the file has bytes for."""
+    _check_expansion(what, entry.file_size, path)
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        first = version == (1, 0)
+        read = (
+            np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+    if math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise InputError(f"{what} claims shape {shape}, for which it is too small; write it again")
+
+
+def _check_expansion(what: str, size: int, file: Path) -> None:
+    if size > max(MOST_EXPANDED, 100 * file.stat().st_size):
+        raise InputError(f"{what} would expand to {size:,} bytes; the file is damaged or hostile")
 
 
 def read_cifar_binary(path: Path) -> Splits:
@@ -343,7 +369,7 @@ def read_cifar_binary(path: Path) -> Splits:
                 test_images, test_labels = _cifar_records([folder / test], label_bytes)
                 listed = folder / CIFAR_NAMES[label_bytes]
                 names = (
-                    listed.read_text("utf-8").split()
+                    listed.read_text("utf-8", errors="replace").split()
                     if listed.is_file()
                     else numbered(str(path), labels)
                 )

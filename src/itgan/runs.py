@@ -151,7 +151,9 @@ class Run:
         except (ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{target}: not a configuration of this itgan") from error
+            raise InputError(
+                f"{target}: not a configuration of this itgan; give another --out, or the recipe"
+            ) from error
 
     def open(self, config: RunConfig) -> None:
         """Claim the directory for a configuration; more sources and seeds join those it has.
@@ -169,7 +171,7 @@ class Run:
         # Through the config, so that fields added since then have their defaults.
         kept, unlike = self.config(), PLACES | set(VIEWS)
         fields = ", ".join(
-            _differences(
+            differences(
                 kept.model_dump(mode="json", exclude=unlike),
                 config.model_dump(mode="json", exclude=unlike),
             )
@@ -266,11 +268,12 @@ def _last(value: object) -> dict[str, Any]:
     return {"accuracy": value.accuracy} if isinstance(value, Trial) else {}
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The fields of two configurations that differ, with both values."""
     for key in sorted(a.keys() | b.keys()):
         left, right = a.get(key), b.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _differences(left, right, f"{prefix}{key}.")
+            yield from differences(left, right, f"{prefix}{key}.")
         elif left != right:
             yield f"{prefix}{key} ({left} there, {right} here)"
 

@@ -6,7 +6,7 @@ A source has a name, a length, and ``batches(rng, batch_size)``: one shuffled ep
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["fp32", "fp16", "int8"]
 NAMES = {"random": "gan", "inverted": "inversion", "condensed": "itgan"}  # by stage
+ABOUT = ("dataset", "class_names")  # that a bank knows, too
 CHUNK = 500  # images that are generated at a time
 
 
@@ -65,7 +66,9 @@ class PixelSet:
             )
         if images.is_floating_point():
             if not images.isfinite().all() or images.abs().max() > 1.01:
-                raise InputError("pixel set: float images must be finite and lie in [-1, 1]")
+                raise InputError(
+                    "pixel set: float images must be finite and lie in [-1, 1]; scale them"
+                )
         elif images.dtype != torch.uint8:
             raise InputError(f"pixel set: images are {images.dtype}; give uint8 or float")
         soft = labels.ndim == 2 and labels.is_floating_point()
@@ -121,10 +124,13 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
             generator: frozen.
             bank: latents that fit it.
             dtype: in which ``nbytes`` counts.
-            about: the data set: ``dataset`` (name), ``class_names``, ``mean``, ``std``.
+            about: the data set: ``dataset`` (name), ``class_names``, ``mean``, ``std``; by default
+                what the bank knows of it.
         """
         check_bank(generator, bank)
-        self.generator, self.bank, self.dtype, self.about = generator, bank, dtype, about or {}
+        known = {k: bank.provenance[k] for k in ABOUT if bank.provenance.get(k)}
+        self.generator, self.bank, self.dtype = generator, bank, dtype
+        self.about: Mapping[str, Any] = {**known, **(about or {})}
         self.name = NAMES[bank.stage]
         self.variant = ""
         self.latent_seed = 0
@@ -251,26 +257,34 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
             InputError: no such file, damaged, or not a synthetic set.
         """
         packed, metadata = artefacts.load(path, "synthetic")
-        tensors = _unpack(packed)
-        try:
+        with artefacts.described(path):
+            tensors = _unpack(packed)
             parts = {
                 name.removeprefix("generator."): t
                 for name, t in tensors.items()
                 if name.startswith("generator.")
             }
-            conventions = metadata.get("conventions", {"form": "biggan"})  # once the only form
-            generator = restore_generator(parts, conventions, device)
+            generator = restore_generator(parts, metadata["conventions"], device)
             bank = LatentBank(
                 tensors["latents"],
                 tensors["labels"].long(),
                 tensors["rows"].long(),
                 metadata["stage"],
                 {},
-                metadata["provenance"],
+                dict(metadata["provenance"]),
             )
-        except (KeyError, InputError) as error:
-            raise InputError(f"{path}: {error}") from error
-        return cls(generator, bank, metadata["dtype"], metadata["about"])
+            if bank.provenance.get("generator") not in (None, generator.fingerprint):
+                bank = bank.moved_to(generator)  # the same one, rounded to the types of the file
+            about = dict(metadata["about"])
+            names = about.get("class_names")
+            if names is not None and len(names) != generator.num_classes:
+                raise InputError(
+                    f"{len(names)} class names for {generator.num_classes} classes; make it again"
+                )
+            dtype = metadata["dtype"]
+            if dtype not in get_args(Dtype):
+                raise InputError(f"dtype {dtype!r}: choose {', '.join(get_args(Dtype))}")
+            return cls(generator, bank, dtype, about)
 
     def _packed(self, dtype: Dtype) -> dict[str, Tensor]:
         classes = self.generator.num_classes
@@ -293,10 +307,13 @@ def _pack(name: str, tensor: Tensor, dtype: Dtype, by: int) -> dict[str, Tensor]
     tensor = tensor.detach().cpu().float()
     if dtype == "fp32":
         return {name: tensor}
-    if dtype == "fp16" or tensor.ndim < 2:
-        return {name: tensor.half()}
+    if dtype == "fp16" or (dtype == "int8" and tensor.ndim < 2):
+        half = tensor.half()
+        if not half.isfinite().all():
+            raise InputError(f"dtype {dtype}: {name} goes beyond 65504, the end of fp16; use fp32")
+        return {name: half}
     if dtype != "int8":
-        raise InputError(f"dtype {dtype!r}: choose fp32, fp16 or int8")
+        raise InputError(f"dtype {dtype!r}: choose {', '.join(get_args(Dtype))}")
     others = tuple(d for d in range(tensor.ndim) if d != by)
     step = tensor.abs().amax(others, keepdim=True).clamp_min(1e-12) / 127
     return {name: (tensor / step).round().to(torch.int8), f"{name}.step": step}
@@ -308,8 +325,12 @@ def _unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in packed.items():
         if name.endswith(".step"):
             continue
-        if f"{name}.step" in packed:
-            tensor = tensor.float() * packed[f"{name}.step"]
+        step = packed.get(f"{name}.step")
+        if step is not None:
+            axes = zip(step.shape, tensor.shape, strict=True)
+            if step.numel() != max(step.shape, default=1) or any(a not in (1, b) for a, b in axes):
+                raise InputError(f"{name}.step does not fit {name}; make the file again")
+            tensor = tensor.float() * step
         tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
     return tensors
 

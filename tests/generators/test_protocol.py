@@ -165,7 +165,7 @@ def test_a_module_must_be_in_evaluation_mode():
         ({"value_range": (0.0, 0.0)}, "^value_range"),
         ({"value_range": (0.0, float("inf"))}, "^value_range"),
         ({"value_range": (0.0, float("nan"))}, "^value_range"),
-        ({"num_classes": 1}, "^num_classes=1: a classifier needs at least 2"),
+        ({"num_classes": 1}, "^num_classes=1: give 2 to 100000"),
     ],
 )
 def test_conventions_that_make_no_sense(change, message):

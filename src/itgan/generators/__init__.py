@@ -243,6 +243,8 @@ def biggan_from_state(state: object) -> BigGAN:
     """
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise InputError("not a state dict of tensors")
+    if any(t.is_complex() for t in state.values()):
+        raise InputError("not a state dict of real numbers")
     tensors = {str(name).removeprefix("module."): t.float() for name, t in state.items()}
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if bad:

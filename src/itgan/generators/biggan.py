@@ -22,6 +22,7 @@ from itgan.randomness import derive
 
 BN_EPS = 1e-5
 RECALIBRATION = (20, 100)  # batches, latents in each
+MOST_PIXELS = 1024  # of a side: more blocks would be a damaged file, and fill any memory
 
 
 def power_step(weight: Float[Tensor, "o i"], u: Float[Tensor, "1 o"]) -> tuple[Tensor, Tensor]:
@@ -189,9 +190,10 @@ class BigGANShape:
     def __post_init__(self) -> None:
         """Refuse shapes that the architecture cannot make."""
         colours, height, width = self.image_shape
-        if height != width or height < 8 or height & (height - 1):
+        if height != width or not 8 <= height <= MOST_PIXELS or height & (height - 1):
             raise InputError(
-                f"image size {height}x{width}: BigGAN makes squares of 8, 16, 32, 64, … pixels"
+                f"image size {height}x{width}: BigGAN makes squares of 8, 16, 32, … {MOST_PIXELS} "
+                "pixels; choose one with --image-size"
             )
         if colours not in (1, 3):
             raise InputError(f"{colours} colour channels: BigGAN makes 1 or 3")
@@ -213,7 +215,7 @@ class BigGANShape:
         latent_dim = state["linear.weight"].shape[1]
         colours = state["output_layer.2.weight"].shape[0]
         blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-        size = 4 << blocks
+        size = 4 << min(blocks, 20)  # refused anyway beyond
         return cls(width // 4, classes, (colours, size, size), latent_dim)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from itgan.artefacts import digest
 from itgan.errors import InputError
-from itgan.generators.biggan import BN_EPS, BigGAN, power_step
+from itgan.generators.biggan import BN_EPS, MOST_PIXELS, BigGAN, power_step
 
 
 def fold(model: BigGAN) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class FrozenGenerator(nn.Module):
             self.num_classes, width = tensors["blocks.0.bn1.scale"].shape
             self.latent_shape: tuple[int, ...] = (tensors["linear.weight"].shape[1],)
             blocks = len({n.split(".")[1] for n in tensors if n.startswith("blocks.")})
-            size = 4 << blocks
+            size = 4 << min(blocks, 20)  # refused anyway beyond
             self.image_shape = (tensors["output.conv.weight"].shape[0], size, size)
             expected = _layout(
                 width, self.num_classes, *self.latent_shape, blocks, self.image_shape[0]
@@ -89,6 +89,15 @@ class FrozenGenerator(nn.Module):
         if found != expected:
             wrong = sorted(n for n in found.keys() | expected if found.get(n) != expected.get(n))
             raise InputError(f"frozen generator: tensor {wrong[0]} is missing, extra or misshapen")
+        if size > MOST_PIXELS:
+            raise InputError(
+                f"frozen generator: images of {size} pixels; up to {MOST_PIXELS} here"
+            )
+        bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+        if bad:
+            raise InputError(
+                f"frozen generator: tensor {min(bad)} holds NaN or infinity; train it anew"
+            )
         self.blocks = blocks
         self._names = sorted(tensors)
         for name, tensor in tensors.items():

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from itgan.errors import InputError
 from itgan.randomness import derive
+from itgan.splits import MOST_CLASSES
 
+MOST_NUMBERS = 1_000_000  # in a latent: more would fill the memory unasked
 PROBES = 64  # images of a function's fingerprint: one of each class, of at most so many
 LabelForm = Literal["index", "onehot", "none"]
 
@@ -127,16 +129,18 @@ def wrap_generator(
 
     Raises:
         InputError: wrong shape or range, a gradient in the latents that is zero, missing or not
-            finite, random output, images that depend on one another, or labels that are
-            declared but change nothing.
+            finite, random output, images that depend on one another, labels that are
+            declared but change nothing, or a function that raises an error.
     """
     if labels not in ("index", "onehot", "none"):
         raise InputError(f"labels={labels!r}: choose index, onehot or none")
     low, high = value_range
     if not (low < high and math.isfinite(high - low)):
         raise InputError(f"value_range={value_range}: give two numbers, the smaller one first")
-    if num_classes < 2:
-        raise InputError(f"num_classes={num_classes}: a classifier needs at least 2")
+    if not 2 <= num_classes <= MOST_CLASSES:
+        raise InputError(f"num_classes={num_classes}: give 2 to {MOST_CLASSES}")
+    if not latent_shape or min(latent_shape) < 1 or math.prod(latent_shape) > MOST_NUMBERS:
+        raise InputError(f"latent_shape={latent_shape}: give 1 to {MOST_NUMBERS:,} numbers in all")
     generator = WrappedGenerator(
         fn,
         tuple(latent_shape),
@@ -146,8 +150,16 @@ def wrap_generator(
         labels,
         torch.device(device),
     )
-    probe = check_generator(generator)
-    probe = probe.detach().cpu().float()
+    try:
+        probe = check_generator(generator).detach().cpu().float()
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a stranger's function may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise InputError(
+            f"generator: fails on latents of shape {latent_shape} ({reason}); correct "
+            "latent_shape, labels or the function"
+        ) from error
     generator.fingerprint = hashlib.sha256(probe.numpy().tobytes()).hexdigest()
     return generator
 
@@ -209,7 +221,9 @@ def _check_values(generator: WrappedGenerator, images: Tensor, n: int) -> None:
             f"{(n, *generator.image_shape)}; correct image_shape or the function"
         )
     if not images.is_floating_point() or not images.isfinite().all():
-        raise InputError("generator: its images must be finite floating-point numbers")
+        raise InputError(
+            "generator: its images must be finite floating-point numbers; correct the function"
+        )
     low, high = generator.value_range
     images = images.detach()
     slack = 1e-3 * _span(generator)

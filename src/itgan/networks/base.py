@@ -157,9 +157,10 @@ def couples_images(network: nn.Module) -> bool:
 
 
 def _per_channel(field: str, value: PixelConstants, channels: int) -> Float[Tensor, "c 1 1"]:
-    constants = torch.as_tensor(0.5 if value is None else value, dtype=torch.float32).flatten()
+    constants = torch.as_tensor(0.5 if value is None else value, dtype=torch.float32, device="cpu")
+    constants = constants.flatten()
     if len(constants) not in (1, channels):
         raise InputError(
             f"{field}: {len(constants)} values for images of {channels} channels; give one each"
         )
-    return constants.detach().cpu().expand(channels).clone().view(-1, 1, 1)
+    return constants.detach().expand(channels).clone().view(-1, 1, 1)
