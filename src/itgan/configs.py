@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
+Dtype = Literal["fp32", "fp16", "int8"]  # of what a synthetic set's file stores
 Source = Literal[
     "real",
     "random",
@@ -214,6 +215,16 @@ class RunConfig(Config):
     )
     image_column: str | None = Field(None, description="image column, where it cannot be found")
     label_column: str | None = Field(None, description="label column, where it cannot be found")
+    normalisation: Literal["measured", "published"] = Field(
+        "measured", description="mean and std of the training images, or CIFAR's published ones"
+    )
+    dtypes: tuple[Dtype, ...] = Field(
+        ("fp32",), description="storage types that gan, inversion and itgan are evaluated in"
+    )
+    unaugmented: bool = Field(
+        False,
+        description="train every classifier but those on real without augmentation too, for ARS",
+    )
     inversion: InversionConfig = Field(InversionConfig(), description="real images to latents")
     condensation: CondensationConfig = Field(
         CondensationConfig(), description="latents to informative latents"
@@ -231,10 +242,16 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> "RunConfig":
-        for field in ("latent_seeds", "network_seeds", "sources"):
+        for field in ("latent_seeds", "network_seeds", "sources", "dtypes"):
             values = getattr(self, field)
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"{field}: give at least one value, each once")
+        return self
+
+    @model_validator(mode="after")
+    def _augmented_first(self) -> "RunConfig":
+        if self.unaugmented and self.evaluation.augmentation == "none":
+            raise ValueError("unaugmented: evaluation.augmentation is none already; leave it out")
         return self
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from itgan import artefacts
 from itgan.configs import ScoreConfig
-from itgan.data import Dataset
+from itgan.data import Constants, Dataset, published_constants
 from itgan.errors import InputError
 from itgan.pictures import as_pixels, channels_first, decode
 from itgan.progress import say
@@ -25,11 +25,6 @@ from itgan.splits import as_labels
 
 SUFFIXES = (".npz", ".pt", ".pth")
 ARRAYS = (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"))
-Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std in [0, 1] units
-CIFAR: dict[int, Constants] = {  # by number of classes: what that family normalises with
-    10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    100: ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
 ROUNDING = 0.01  # beyond [-1, 1]: clamped without a word
 FAR = 2.0  # beyond [-1, 1]: no picture is there, whatever optimised it
 MOST_OUTSIDE = 0.05  # the share of pixels that optimisation may have carried outside
@@ -174,9 +169,8 @@ def _constants(path: Path, data: Dataset, config: ScoreConfig) -> Constants:
         return config.mean, config.std
     if path.suffix == ".npz":  # floats in [0, 1], as everywhere in npz files
         return (0.0,), (1.0,)
-    is_cifar = "cifar" in data.name.lower() or (config.dataset or "").startswith("cifar-binary:")
-    if is_cifar and data.image_shape == (3, 32, 32) and data.num_classes in CIFAR:
-        return CIFAR[data.num_classes]
+    if (known := published_constants(config.dataset or "", data)) is not None:
+        return known
     raise InputError(
         f"mean, std: those that {path} was normalised with are not known for data set "
         f"{data.name!r}; give --mean and --std"

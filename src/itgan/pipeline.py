@@ -21,7 +21,7 @@ from itgan.baselines import (
     same_bytes_raw,
 )
 from itgan.condensation import condense
-from itgan.configs import RunConfig, Source
+from itgan.configs import Dtype, RunConfig, Source
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.devices import pick_device
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
@@ -36,8 +36,11 @@ from itgan.runs import Cell, Run
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
-# Sources that no generator has a part in.
+# Sources that no generator has a part in, and those that a synthetic set's file can hold.
 UNGENERATED = ("real", "random", "herding", "dm")
+STORED = ("gan", "inversion", "itgan")
+FULL: tuple[Dtype, ...] = ("fp32",)
+UNAUGMENTED = "unaugmented"  # variant of what is trained on without augmentation
 
 
 class Experiment:
@@ -58,6 +61,7 @@ class Experiment:
             image_size=config.image_size,
             image_column=config.image_column,
             label_column=config.label_column,
+            normalisation=config.normalisation,
         )
 
     @cached_property
@@ -202,8 +206,14 @@ class Experiment:
             "images": rows.fingerprint,
             "real": self.data.train.fingerprint,
             "seed": seed,
+            **self._constants(),
         }
         return Cell("bank", f"dm bank, latent seed {latent_seed}", determinants, (), compute)
+
+    def _constants(self) -> dict[str, str]:
+        """A determinant where the constants are not those of the training images."""
+        chosen = self.config.normalisation
+        return {} if chosen == "measured" else {"normalisation": chosen}
 
     def needs(self, source: Source, latent_seed: int) -> tuple[Cell, ...]:
         """The cells that a source is made from."""
@@ -255,21 +265,36 @@ class Experiment:
         rows = self.subset(self.config.latent_seeds[0])
         return self.synthetic(sample_latents(self.generator, rows), 0).nbytes
 
-    def trial(self, source: Source, latent_seed: int, network_seed: int) -> Cell:
-        """One classifier, trained and scored."""
+    def trial(
+        self,
+        source: Source,
+        latent_seed: int,
+        network_seed: int,
+        dtype: Dtype = "fp32",
+        *,
+        augmented: bool = True,
+    ) -> Cell:
+        """One classifier, trained and scored; on a stored set, as its file in ``dtype`` has it."""
         config = self.config.evaluation
+        if not augmented:
+            config = config.model_copy(update={"augmentation": "none"})
         per_class = self.config.latents_per_class
 
         def compute(*made: Any, checkpoint: Checkpoint) -> Trial:  # noqa: ANN401
-            return evaluate(
-                self.source(source, latent_seed, *made),
+            chosen = self.source(source, latent_seed, *made)
+            if isinstance(chosen, SyntheticSet) and dtype != "fp32":
+                chosen = chosen.stored_as(dtype)
+            (trial,) = evaluate(
+                chosen,
                 self.scored_on,
                 config,
                 [network_seed],
                 self.config.device,
                 dataset=self.data.name,
                 latents_per_class=per_class,
-            )[0]
+            )
+            variant = trial.variant if augmented else f"{trial.variant} {UNAUGMENTED}".strip()
+            return replace(trial, variant=variant)
 
         determinants = {
             "source": source,
@@ -282,6 +307,8 @@ class Experiment:
             "latents_per_class": per_class,
             "latent_seed": self._seed(latent_seed),
             "network_seed": network_seed,
+            **({} if dtype == "fp32" else {"dtype": dtype}),
+            **self._constants(),
         }
         label = f"trial of {source}, latent seed {latent_seed}, network seed {network_seed}"
         return Cell("trial", label, determinants, self.needs(source, latent_seed), compute)
@@ -299,11 +326,16 @@ class Experiment:
 
     @cached_property
     def _trials(self) -> list[Cell]:
+        config = self.config
         return [
-            self.trial(source, latent_seed, network_seed)
-            for source in self.config.sources
+            self.trial(source, latent_seed, network_seed, dtype, augmented=augmented)
+            for source in config.sources
+            for dtype in (config.dtypes if source in STORED else FULL)
+            for augmented in (
+                (True, False) if config.unaugmented and source != "real" else (True,)
+            )
             for latent_seed in self.latent_seeds(source)
-            for network_seed in self.config.network_seeds
+            for network_seed in config.network_seeds
         ]
 
     def trials(self) -> list[Cell]:
