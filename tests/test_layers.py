@@ -23,8 +23,10 @@ embedding latents
 inversion matching
 condensation
 sources
-baselines export foreign
+baselines export foreign ledger
+official
 evaluation
+scores
 cards charts
 report
 runs

@@ -252,10 +252,10 @@ def published_constants(spec: str, data: Dataset) -> Constants | None:
         spec: that it was loaded by.
         data: the data set.
     """
-    is_cifar = "cifar" in data.name.lower() or spec.startswith("cifar-binary:")
-    return (
-        PUBLISHED.get(data.num_classes) if is_cifar and data.image_shape == (3, 32, 32) else None
-    )
+    named = "cifar" in data.name.lower() or spec.startswith("cifar-binary:")
+    if named and data.image_shape == (3, 32, 32):
+        return PUBLISHED.get(data.num_classes)
+    return None
 
 
 def _reader(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from itgan import artefacts
@@ -94,6 +94,36 @@ def read_set(path: Path, data: Dataset, config: ScoreConfig) -> PixelSet:
         raise InputError(f"mean, std: {path} holds 8-bit pixels; leave them out")
     name = path.resolve().name if path.is_dir() else path.stem
     return PixelSet(images, _fit_labels(path, labels, data, config.logits), name)
+
+
+def write_set(
+    path: Path,
+    images: UInt8[Tensor, "n c h w"],
+    labels: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """Write ``{"data": [[images, labels]]}`` as the distillation family does, normalised.
+
+    Args:
+        path: a ``.pt`` file.
+        images: pixels.
+        labels: int64 [n], or probabilities [n, classes].
+        mean: per channel, in [0, 1] units; who reads the file must know both.
+        std: likewise.
+
+    Raises:
+        InputError: the constants do not fit the channels.
+    """
+    if not len(mean) == len(std) == images.shape[1]:
+        raise InputError(
+            f"mean, std: {len(mean)} and {len(std)} numbers for images of {images.shape[1]} "
+            "channels; give one for each"
+        )
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    normalised = (images.float() / 255 - shift) / scale
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"data": [[normalised, labels]], "accs_all_exps": {}}, path)
 
 
 def _from_folder(path: Path, data: Dataset) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.devices import pick_device
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
 from itgan.errors import InputError
-from itgan.evaluation import Trial, evaluate
+from itgan.evaluation import UNAUGMENTED, Trial, evaluate
 from itgan.generators import StoredGenerator, load_generator
 from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
@@ -40,7 +40,6 @@ from itgan.training import Source as TrainingSource
 UNGENERATED = ("real", "random", "herding", "dm")
 STORED = ("gan", "inversion", "itgan")
 FULL: tuple[Dtype, ...] = ("fp32",)
-UNAUGMENTED = "unaugmented"  # variant of what is trained on without augmentation
 
 
 class Experiment:
@@ -310,7 +309,13 @@ class Experiment:
             **({} if dtype == "fp32" else {"dtype": dtype}),
             **self._constants(),
         }
-        label = f"trial of {source}, latent seed {latent_seed}, network seed {network_seed}"
+        form = [
+            source,
+            *([] if dtype == "fp32" else [dtype]),
+            *([] if augmented else [UNAUGMENTED]),
+        ]
+        seeds = f"latent seed {latent_seed}, network seed {network_seed}"
+        label = f"trial of {' '.join(form)}, {seeds}"
         return Cell("trial", label, determinants, self.needs(source, latent_seed), compute)
 
     def latent_seeds(self, source: Source) -> tuple[int, ...]:
@@ -324,18 +329,22 @@ class Experiment:
             repeated = len(made) == len(self.data.train)
         return config.latent_seeds[:1] if repeated else config.latent_seeds
 
+    def _forms(self, source: Source) -> list[tuple[Dtype, bool]]:
+        """Storage types, and with or without augmentation, that a source is evaluated in."""
+        dtypes = self.config.dtypes if source in STORED else FULL
+        both = self.config.unaugmented and source != "real"
+        return [
+            (d, augmented) for d in dtypes for augmented in ((True, False) if both else (True,))
+        ]
+
     @cached_property
     def _trials(self) -> list[Cell]:
-        config = self.config
         return [
             self.trial(source, latent_seed, network_seed, dtype, augmented=augmented)
-            for source in config.sources
-            for dtype in (config.dtypes if source in STORED else FULL)
-            for augmented in (
-                (True, False) if config.unaugmented and source != "real" else (True,)
-            )
+            for source in self.config.sources
+            for dtype, augmented in self._forms(source)
             for latent_seed in self.latent_seeds(source)
-            for network_seed in config.network_seeds
+            for network_seed in self.config.network_seeds
         ]
 
     def trials(self) -> list[Cell]:

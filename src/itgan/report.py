@@ -25,6 +25,7 @@ from torch import Tensor
 
 from itgan.artefacts import write_bytes
 from itgan.charts import Axis, Curve, Number, draw, typeset
+from itgan.ledger import human
 from itgan.pictures import grid
 
 Row = Mapping[str, Any]
@@ -46,6 +47,11 @@ ABOUT = (
     "How much does a training set teach? Classifiers were trained from scratch on each set alone "
     "and then scored on real images held out. What itgan adds is a set that a frozen generator "
     "makes from a few stored latents, tuned to be learnt from rather than to look real."
+)
+SCORES = (
+    "DD-Ranking's definitions, accuracies as fractions. HLR: what is lost to all real images "
+    "(lower is better). IOR: what is gained over as many random real images. LRS, from both, and "
+    "ARS, with and without augmentation, lie in [0, 1]; higher is better, 0.269 is no difference."
 )
 
 NOTHING = "\N{EN DASH}"
@@ -73,6 +79,7 @@ def write_report(
     environment: Mapping[str, Any],
     notes: Sequence[str],
     differences: Sequence[Row] = (),
+    scores: Sequence[Row] = (),
     files: Sequence[str] = (),
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``out``, each atomically.
@@ -88,6 +95,7 @@ def write_report(
         notes: remarks, one line each.
         differences: paired differences ``{"a", "b", "mean", "ci95": [lo, hi], "se", "n"}`` in
             points; ``se`` may be missing.
+        scores: as in ``scores.json``, fractions or None.
         files: names of files beside the report that ``report.md`` links to.
 
     Returns:
@@ -95,7 +103,15 @@ def write_report(
     """
     subject, columns = _columns(rows)
     tables = [("results", columns, rows, False), ("differences", _DIFFERENCE, differences, True)]
-    details = [("Configuration", config), ("Environment", environment)]
+    ranked = {
+        f"{_source(row)} · {row['network']}": " · ".join(c.text(row) for c in _SCORES)
+        for row in scores
+    }
+    details = [
+        (f"Scores: {' · '.join(column.title for column in _SCORES)}", ranked),
+        ("Configuration", config),
+        ("Environment", environment),
+    ]
     page = _template().render(
         title=title,
         about=ABOUT,
@@ -110,7 +126,7 @@ def write_report(
     )
     html, markdown = out / "report.html", out / "report.md"
     write_bytes(html, page.encode())
-    write_bytes(markdown, _markdown(title, rows, differences, notes, files).encode())
+    write_bytes(markdown, _markdown(title, rows, differences, scores, notes, files).encode())
     if gallery is not None and any(images.numel() for images in gallery.stages.values()):
         buffer = io.BytesIO()
         gallery_picture(gallery).save(buffer, "PNG", optimize=True)
@@ -190,13 +206,11 @@ def _interval(row: Row, sign: str = "") -> str:
 
 
 def _size(count: Number | None) -> str:
-    """Bytes for people, in binary units: 1,536 is 1.50 KiB."""
-    if count is None:
-        return NOTHING
-    power = min(max(int(count).bit_length() - 1, 0) // 10, 4)
-    scaled = count / 1024**power
-    digits = 0 if power == 0 else 2 if scaled < 10 else 1 if scaled < 100 else 0
-    return f"{scaled:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    return NOTHING if count is None else human(count)
+
+
+def _score(value: Number | None) -> str:
+    return NOTHING if value is None else typeset(f"{value:.3f}")
 
 
 def _source(row: Row) -> str:
@@ -241,6 +255,10 @@ _DIFFERENCE = [
     *_estimate("points", lambda row: _points(row["mean"], "+"), "+"),
     _Column("se", "se over sets", lambda row: _points(row.get("se")), lambda row: row.get("se")),
     _plain("n", "n", number=True),
+]
+_SCORES = [
+    _Column(key, key.upper(), lambda row, key=key: _score(row[key]), lambda row: None)
+    for key in ("hlr", "ior", "lrs", "ars")
 ]
 _KEYS = {
     "dataset": ("data set", "{}", False),
@@ -366,6 +384,7 @@ def _markdown(
     title: str,
     rows: Sequence[Row],
     differences: Sequence[Row],
+    scores: Sequence[Row],
     notes: Sequence[str],
     files: Sequence[str],
 ) -> str:
@@ -376,6 +395,11 @@ def _markdown(
         lines += [*(f"- **{name}**: {text}" for name, text in _meanings(rows)), ""]
     if differences:
         lines += ["## Differences", "", *_markdown_table(_DIFFERENCE, differences)]
+    if scores:
+        source = _Column("source", "source", _source, _source, False)
+        network = _plain("network", "network", number=False)
+        lines += ["## Scores", "", SCORES, ""]
+        lines += _markdown_table([source, network, *_SCORES], scores)
     if notes:
         lines += ["## Notes", "", *(f"- {_escaped(note)}" for note in notes), ""]
     lines += ["## Files", "", "- [report.html](report.html): this page with curves and pictures"]

@@ -12,7 +12,7 @@ from itgan import artefacts
 from itgan.devices import pick_device
 from itgan.errors import InputError
 from itgan.generators.biggan import BigGAN, BigGANShape
-from itgan.generators.frozen import FrozenGenerator
+from itgan.generators.frozen import FrozenGenerator, folded_shapes
 from itgan.generators.protocol import ConditionalGenerator, WrappedGenerator, wrap_generator
 from itgan.generators.torchscript import (
     TorchScriptGenerator,
@@ -32,6 +32,7 @@ __all__ = [
     "StoredGenerator",
     "TorchScriptGenerator",
     "WrappedGenerator",
+    "folded_shapes",
     "load_generator",
     "restore_generator",
     "shipped",
