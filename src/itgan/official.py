@@ -100,7 +100,7 @@ def _read_labels(path: Path) -> Int64[Tensor, " n"]:
                 values = np.load(path, allow_pickle=False)
             else:
                 words = path.read_text().translate(str.maketrans("[],;", "    ")).split()
-                values = np.array([int(word) for word in words])
+                values = np.array([int(word) for word in words], dtype=np.int64)
         except (ValueError, OSError, EOFError) as error:
             raise InputError(
                 f"labels: {path} holds no integers; give .npy, a tensor in .pt, or text"
@@ -149,11 +149,11 @@ def _from_pieces(
     parts = [_latents(path, f"z_split[{i}]", z) for i, z in enumerate(content["z_split"])]
     index = [_rows(path, i, rows) for i, rows in enumerate(content["idx_split"])]
     classes = content.get("classes_split")
-    numbers = list(range(len(parts))) if classes is None else _classes(path, classes)
-    if not parts or not len(parts) == len(index) == len(numbers):
+    numbers = list(range(len(parts))) if classes is None else _classes(path, classes, len(parts))
+    if not parts or len(parts) != len(index):
         raise InputError(
-            f"{path}: {len(parts)} tensors, {len(index)} lists of rows and {len(numbers)} "
-            "classes; expected as many of each"
+            f"{path}: {len(parts)} tensors in z_split and {len(index)} lists in idx_split; "
+            "expected as many of each, one for each class"
         )
     for i, (part, rows) in enumerate(zip(parts, index, strict=True)):
         if len(part) != len(rows):
@@ -205,15 +205,18 @@ def _bank(
 
 
 def _latents(path: Path, name: str, value: object) -> Tensor:
-    dense = isinstance(value, Tensor) and value.layout is torch.strided
-    if not dense or value.ndim != 2 or not value.is_floating_point() or not value.numel():  # pyrefly: ignore
+    if (
+        not isinstance(value, Tensor)
+        or value.layout is not torch.strided
+        or not (value.ndim == 2 and value.numel() and value.is_floating_point())
+        # A file of a few bytes can hold a tensor that repeats them over gigabytes.
+        or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+    ):
         raise InputError(f"{path}: {name} must be a dense float tensor [n, d] with n, d from 1")
-    return value.detach().float().clone()  # pyrefly: ignore
+    return value.detach().float().clone()
 
 
 def _rows(path: Path, i: int, value: object) -> Tensor:
-    if isinstance(value, Tensor | np.ndarray):
-        value = value.tolist()
     if not isinstance(value, list | tuple) or not all(type(row) is int for row in value):
         raise InputError(f"{path}: idx_split[{i}] must be a list of row numbers")
     if not value or not all(0 <= row < 2**31 for row in value):
@@ -221,11 +224,12 @@ def _rows(path: Path, i: int, value: object) -> Tensor:
     return torch.tensor(value, dtype=torch.int64)
 
 
-def _classes(path: Path, value: object) -> list[int]:
-    numbers = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    if not isinstance(numbers, list | tuple) or not all(type(n) is int for n in numbers):
-        raise InputError(f"{path}: classes_split must hold one class number for each tensor")
-    return list(numbers)
+def _classes(path: Path, value: object, count: int) -> list[int]:
+    if isinstance(value, np.ndarray) and value.shape == (count,) and value.dtype.kind in "iu":
+        return value.tolist()
+    raise InputError(
+        f"{path}: classes_split must be an array of {count} class numbers, one for each tensor"
+    )
 
 
 # --- writing ------------------------------------------------------------------------------------
