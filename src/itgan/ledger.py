@@ -303,7 +303,7 @@ def ledger_tables(counted: Mapping[str, Any]) -> list[Table]:
         f"{n:,} real images of {size} in {classes} classes, {counted['encoded_images']:,} encoded"
     )
     titles = ["bytes each", "in common", "all", "bits per class", "in the fp32 set's bytes"]
-    real = _table(title, [*titles, *(f"even with {row['dtype']}" for row in counted["synthetic"])])
+    real = _table(title, [*titles, *(f"even, {row['dtype']}" for row in counted["synthetic"])])
     for row in counted["real"]:
         evens = ["never" if k is None else f"{k:,}" for k in row["break_even"].values()]
         real.add_row(
@@ -321,7 +321,7 @@ def ledger_tables(counted: Mapping[str, Any]) -> list[Table]:
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("stored as")
+    table.add_column("stored as", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
