@@ -16,7 +16,15 @@ import itgan.generators
 import itgan.pipeline
 from itgan import artefacts, cards, cli
 from itgan.cli import COMMANDS, main
-from itgan.configs import Config, PretrainingConfig, RunConfig, ScoreConfig
+from itgan.configs import (
+    Config,
+    ExportConfig,
+    ImportConfig,
+    LedgerConfig,
+    PretrainingConfig,
+    RunConfig,
+    ScoreConfig,
+)
 from itgan.latents import LatentBank
 from itgan.recipes import PRETRAININGS, RECIPES
 from itgan.sources import SyntheticSet
@@ -378,7 +386,14 @@ def test_each_command_lists_its_recipes(capsys, command):
 
 @pytest.mark.parametrize(
     ("arguments", "kind"),
-    [("run digits", RunConfig), ("pretrain digits", PretrainingConfig), ("score", ScoreConfig)],
+    [
+        ("run digits", RunConfig),
+        ("pretrain digits", PretrainingConfig),
+        ("score", ScoreConfig),
+        ("ledger digits", LedgerConfig),
+        ("import-official", ImportConfig),
+        ("export-official", ExportConfig),
+    ],
 )
 def test_every_field_is_a_flag_in_the_help(capsys, monkeypatch, arguments, kind):
     def flags(kind, prefix=""):
