@@ -18,6 +18,9 @@ from itgan.cli import COMMANDS, main
 from itgan.configs import (
     AutoencodingConfig,
     Config,
+    ExportConfig,
+    ImportConfig,
+    LedgerConfig,
     MeasureConfig,
     PretrainingConfig,
     RunConfig,
@@ -462,6 +465,9 @@ def test_each_command_lists_its_recipes(capsys, command):
         ("measure", MeasureConfig),
         ("pretrain ae-digits", AutoencodingConfig),
         ("score", ScoreConfig),
+        ("ledger digits", LedgerConfig),
+        ("import-official", ImportConfig),
+        ("export-official", ExportConfig),
     ],
 )
 def test_every_field_is_a_flag_in_the_help(capsys, monkeypatch, arguments, kind):

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from itgan.configs import ScoreConfig
-from itgan.data import Dataset, ImageSet
+from itgan.data import PUBLISHED, Dataset, ImageSet
 from itgan.errors import InputError
-from itgan.foreign import CIFAR, is_foreign, read_set
+from itgan.foreign import is_foreign, read_set
 
 NONE = ScoreConfig()
 NAMES = ("zebra", "ant", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
@@ -59,7 +59,7 @@ def constants(mean, std):
 def family(tmp_path, coloured):
     """A file of the distillation family, with CIFAR-10's constants and what lies beside."""
     train = coloured.train
-    images = normalised(train, *CIFAR[10])
+    images = normalised(train, *PUBLISHED[10])
     path = tmp_path / "res_DM_CIFAR10_ConvNet_1ipc.pt"
     accuracies = {"ConvNet": [np.float64(0.26), np.float32(0.3), 0.25], "n": np.int64(3)}
     noise = torch.randn(20, 3, 32, 32)
@@ -221,7 +221,7 @@ def test_constants_are_known_for_cifar_alone(tmp_path, family, coloured, grey):
 def test_the_constants_of_cifar100(tmp_path, coloured):
     train = replace(coloured.train, class_names=tuple(f"{i}" for i in range(100)))
     data = Dataset("cifar100", train, None, train)
-    path = write_pt(tmp_path / "x.pt", (normalised(train, *CIFAR[100]), train.labels))
+    path = write_pt(tmp_path / "x.pt", (normalised(train, *PUBLISHED[100]), train.labels))
     torch.testing.assert_close(
         read_set(path, data, NONE).images, train.floats(), rtol=0, atol=1e-5
     )
@@ -253,7 +253,7 @@ def test_what_optimisation_carried_outside_is_clamped_aloud(tmp_path, grey, caps
 
 
 def test_soft_labels_and_logits(tmp_path, coloured):
-    images = normalised(coloured.train, *CIFAR[10])
+    images = normalised(coloured.train, *PUBLISHED[10])
     logits = torch.randn(20, 10, generator=torch.Generator().manual_seed(1))
     path = write_pt(tmp_path / "x.pt", (images, logits.softmax(1).double()))
     found = read_set(path, coloured, NONE)
@@ -271,7 +271,7 @@ def test_integer_pixels_and_narrow_floats(tmp_path, coloured, capsys):
     path = write_pt(tmp_path / "x.pt", (train.images, train.labels.int()))
     found = read_set(path, coloured, NONE)
     assert torch.equal(found.images, train.images)
-    write_pt(path, (normalised(train, *CIFAR[10]).bfloat16(), train.labels))
+    write_pt(path, (normalised(train, *PUBLISHED[10]).bfloat16(), train.labels))
     found = read_set(path, coloured, NONE)
     torch.testing.assert_close(found.images, train.floats(), rtol=0, atol=0.01)
     write_pt(path, (train.images[:5], train.labels[:5]))
@@ -280,7 +280,7 @@ def test_integer_pixels_and_narrow_floats(tmp_path, coloured, capsys):
 
 
 def test_files_of_the_family_that_are_wrong(tmp_path, coloured):
-    images, labels = normalised(coloured.train, *CIFAR[10]), coloured.train.labels
+    images, labels = normalised(coloured.train, *PUBLISHED[10]), coloured.train.labels
     path = tmp_path / "x.pt"
     for content, message in (
         ([images, labels], r"must hold a dict with 'data': \[\[images, labels\], \.\.\.\]"),

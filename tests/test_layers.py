@@ -23,9 +23,10 @@ embedding latents
 inversion matching distances
 condensation
 sources
-baselines export foreign
+baselines export foreign ledger
+official
 evaluation
-metrics
+metrics scores
 cards charts pretraining
 autoencoding tables
 report

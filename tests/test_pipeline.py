@@ -609,3 +609,80 @@ def test_the_report_says_what_went_in_and_how_to_do_it_again(finished, experimen
         assert "digits: 1,201 training images of 1x8x8 in 10 classes" in text
         assert "root 0; latent sets 0; networks 0" in text
         assert "There is one latent set" in text
+
+
+# Storage types, published constants, training without augmentation
+
+
+def test_the_hash_of_a_trial_stays_that_of_fp32_with_augmentation(experiment):
+    plain = experiment()
+    more = experiment(dtypes=("fp32", "fp16", "int8"), unaugmented=True)
+    before = {cell.name for cell in plain.trials()}
+    after = [cell.name for cell in more.trials()]
+    assert len(set(after)) == len(after) == 1 + 2 * 2 + 3 * 6  # real; random, gan-fresh; stored
+    assert before < set(after)
+    assert "dtype" not in plain.trials()[0].determinants
+    assert "normalisation" not in plain.trials()[0].determinants
+    assert len(experiment(dtypes=("int8",)).trials()) == 6
+
+
+def test_what_a_storage_type_costs_is_in_the_tables(copy, experiment):
+    made = experiment(
+        sources=("real", "random", "itgan"),
+        dtypes=("fp32", "int8"),
+        unaugmented=True,
+        evaluation={"curve_points": 0},
+    )
+    run = Run(copy.path.parent / "types")
+    compute(made, run)
+    rows, differences, html = publish(made, run)
+    table = {(row["source"], row["variant"]): row for row in rows}
+    assert set(table) == {
+        ("real", ""),
+        ("random", "same-rows"),
+        ("random", "same-rows unaugmented"),
+        ("itgan", ""),
+        ("itgan", "unaugmented"),
+        ("itgan", "int8"),
+        ("itgan", "int8 unaugmented"),
+    }
+    stored = made.source("itgan", 0, run.value(made.condensed(0))).stored_as("int8")
+    assert table["itgan", "int8"]["bytes"] == stored.nbytes < table["itgan", ""]["bytes"]
+    (cost,) = [row for row in differences if row["a"] == "itgan int8"]
+    expected = table["itgan", "int8"]["mean"] - table["itgan", ""]["mean"]
+    assert cost["b"] == "itgan"
+    assert cost["mean"] == pytest.approx(expected, abs=2e-3)
+    scores = json.loads((run.path / "scores.json").read_text())
+    assert [(row["source"], row["variant"]) for row in scores] == [
+        ("itgan", ""),
+        ("itgan", "int8"),
+    ]
+    best = max(table["itgan", v]["mean"] for v in ("", "unaugmented"))
+    assert scores[0]["hlr"] == pytest.approx(
+        table["real", ""]["mean"] / 100 - best / 100, abs=1e-4
+    )
+    assert None not in scores[0].values()
+    assert "## Scores" in html.with_name("report.md").read_text()
+    assert "LRS" in html.read_text()
+
+
+def test_no_scores_without_real_images(experiment, tmp_path):
+    made = experiment(sources=("random", "gan"))
+    compute(made, Run(tmp_path))
+    publish(made, Run(tmp_path))
+    assert not (tmp_path / "scores.json").exists()
+    assert "Scores" not in (tmp_path / "report.md").read_text()
+
+
+def test_published_constants_name_other_cells(experiment):
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=rng)
+    images = ImageSet(pixels, torch.arange(40) % 10)
+    sources = ("random", "dm", "herding")
+    names = []
+    for choice in ("measured", "published"):
+        made = experiment(sources=sources, normalisation=choice)
+        data = Dataset("cifar10-mini", images, None, images)
+        made.data = data.normalised_by((0.4,), (0.3,)) if choice == "published" else data
+        names.append({cell.name for cell in with_inputs(made.trials())})
+    assert not names[0] & names[1]

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from itgan import artefacts
 from itgan.errors import InputError
-from itgan.generators import BigGANShape, FrozenGenerator
+from itgan.generators import BigGANShape, FrozenGenerator, wrap_generator
 from itgan.latents import LatentBank
 from itgan.pictures import to_uint8
 from itgan.randomness import derive
@@ -321,3 +321,30 @@ def test_fresh_samples_of_other_latent_seeds_are_others(generator):
 def test_bytes_of_fresh_samples_are_the_generator_s(generator):
     constants = sum(t.numel() for t in generator.tensors().values())
     assert FreshSamples(generator, torch.zeros(5, dtype=torch.long)).nbytes == 4 * constants
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
+def test_stored_as_is_what_a_reader_of_the_file_gets(generator, bank, tmp_path, dtype):
+    synthetic = SyntheticSet(generator, bank, about={"dataset": "digits"})
+    synthetic.latent_seed = 7
+    stored = synthetic.stored_as(dtype)
+    synthetic.save(tmp_path / "a", dtype=dtype)
+    read = SyntheticSet.load(tmp_path / "a")
+    assert torch.equal(stored.bank.latents, read.bank.latents)
+    assert stored.generator.fingerprint == read.generator.fingerprint
+    assert torch.equal(stored.images(), read.images())
+    assert (stored.nbytes, stored.dtype, stored.about) == (read.nbytes, dtype, read.about)
+    assert (stored.name, stored.latent_seed) == (synthetic.name, 7)
+    assert stored.variant == {"fp32": ""}.get(dtype, dtype)
+    assert torch.equal(stored.images(), synthetic.images()) == (dtype == "fp32")
+
+
+def test_a_python_function_cannot_be_stored_in_any_type(bank):
+    wrapped = wrap_generator(
+        lambda z, y: torch.tanh(z + y[:, None]).view(-1, 1, 2, 4),
+        latent_shape=(8,),
+        num_classes=10,
+        image_shape=(1, 2, 4),
+    )
+    with pytest.raises(InputError, match="cannot be stored"):
+        SyntheticSet(wrapped, bank).stored_as("fp16")

@@ -22,16 +22,11 @@ from itgan.devices import autocast
 from itgan.errors import InputError
 from itgan.latents import LatentBank
 from itgan.networks import Network
-from itgan.pictures import to_uint8
+from itgan.pictures import to_jpeg, to_uint8
 from itgan.randomness import derive
-from itgan.sources import PixelSet
+from itgan.sources import PixelSet, label_bytes
 
 JPEG_QUALITY = 75
-
-
-def label_bytes(num_classes: int) -> int:
-    """Bytes of one stored label."""
-    return 1 if num_classes <= 256 else 4
 
 
 def _in_turn(images: ImageSet, seed: int) -> Iterator[int]:
@@ -73,10 +68,10 @@ def same_bytes_jpeg(
     Raises:
         InputError: not even one image per class fits.
     """
-    tables = _jpeg(images.images[0], quality, streamtype=1)
+    tables = to_jpeg(images.images[0], quality, "tables")
     used, decoded, labels = len(tables), [], []
     for position in _in_turn(images, seed):
-        stream = _jpeg(images.images[position], quality, streamtype=2)
+        stream = to_jpeg(images.images[position], quality, "stream")
         cost = len(stream) + label_bytes(images.num_classes)
         if used + cost > nbytes:
             break
@@ -96,15 +91,6 @@ def same_bytes_jpeg(
         seed,
         nbytes=used,
     )
-
-
-def _jpeg(image: Tensor, quality: int, streamtype: int) -> bytes:
-    """Stream type 1 is the tables alone, 2 the image without them."""
-    pixels = image.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, streamtype=streamtype)
-    return buffer.getvalue()
 
 
 class Pixels:

@@ -452,6 +452,73 @@ def _named(evaluation: object, arguments: Sequence[str]) -> "ScoreConfig":
         return ScoreConfig()
 
 
+def _ledger(arguments: Sequence[str]) -> None:
+    """Count the bytes of a set, or of a recipe's, against raw, PNG and JPEG images."""
+    from itgan.configs import LedgerConfig
+    from itgan.recipes import RECIPES
+
+    if not arguments or arguments[0].startswith("-"):
+        _parse(LedgerConfig, arguments, "itgan ledger RECIPE|SET", LedgerConfig())
+        raise InputError(f"ledger: give a synthetic set or a recipe: {', '.join(RECIPES)}")
+    from rich.console import Console
+
+    from itgan.artefacts import write_json
+    from itgan.ledger import count, ledger_tables
+
+    name, synthetic = arguments[0], None
+    if name in RECIPES or Path(name, "config.json").is_file():
+        recipe = _recipe([name], "ledger").model_dump()
+        shared = {k: v for k, v in recipe.items() if k in LedgerConfig.model_fields}
+        default = LedgerConfig.model_validate({**shared, "out": None})
+    else:
+        from itgan.scoring import load_set
+
+        synthetic = load_set(name)
+        default = LedgerConfig(dataset=synthetic.about.get("dataset"))
+    config = _parse(LedgerConfig, arguments[1:], f"itgan ledger {name}", default)
+    counted = count(config, synthetic)
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    for table in ledger_tables(counted):
+        console.print(table)
+    if config.out:
+        write_json(Path(config.out), counted)
+        _print(f"figures: {config.out}")
+
+
+def _import_official(arguments: Sequence[str]) -> None:
+    """Read released latents, whole or in pieces, as a bank."""
+    from itgan.configs import ImportConfig
+
+    files, flags = _leading(arguments)
+    config = _parse(ImportConfig, flags, "itgan import-official FILE…", ImportConfig())
+    if not files:
+        raise InputError("import-official: give one file or several first")
+    from itgan.official import import_latents
+
+    bank = import_latents([Path(file) for file in files], config)
+    bank.save(config.out)
+    _print(f"{len(bank):,} latents, {bank.stage}: {config.out}")
+
+
+def _export_official(arguments: Sequence[str]) -> None:
+    """Write a bank or a set in the layouts of the field's released files."""
+    from itgan.configs import ExportConfig
+
+    files, flags = _leading(arguments)
+    config = _parse(ExportConfig, flags, "itgan export-official BANK", ExportConfig())
+    if len(files) != 1:
+        raise InputError("export-official: give one bank or synthetic set first")
+    from itgan.official import export_official
+
+    _print(f"{export_official(Path(files[0]), config)}: {config.out}")
+
+
+def _leading(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first flag, and the rest."""
+    first = next((k for k, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    return list(arguments[:first]), list(arguments[first:])
+
+
 def _generate(arguments: Sequence[str]) -> None:
     """Write the images of a set: an image folder, npz, or Parquet for Hugging Face."""
     from itgan.configs import GenerateConfig
@@ -531,6 +598,9 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "report": _report,
     "generate": _generate,
     "score": _score,
+    "ledger": _ledger,
+    "import-official": _import_official,
+    "export-official": _export_official,
     "inspect": _inspect,
     "zoo": _zoo,
 }

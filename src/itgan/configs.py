@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
+Dtype = Literal["fp32", "fp16", "int8"]  # of what a synthetic set's file stores
 Source = Literal[
     "real",
     "random",
@@ -375,6 +376,16 @@ class RunConfig(Config):
     )
     image_column: str | None = Field(None, description="image column, where it cannot be found")
     label_column: str | None = Field(None, description="label column, where it cannot be found")
+    normalisation: Literal["measured", "published"] = Field(
+        "measured", description="mean and std of the training images, or CIFAR's published ones"
+    )
+    dtypes: tuple[Dtype, ...] = Field(
+        ("fp32",), description="storage types that gan, inversion and itgan are evaluated in"
+    )
+    unaugmented: bool = Field(
+        False,
+        description="train every classifier but those on real without augmentation too, for ARS",
+    )
     inversion: InversionConfig = Field(InversionConfig(), description="real images to latents")
     condensation: CondensationConfig = Field(
         CondensationConfig(), description="latents to informative latents"
@@ -402,10 +413,16 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> "RunConfig":
-        for field in ("latent_seeds", "network_seeds", "sources"):
+        for field in ("latent_seeds", "network_seeds", "sources", "dtypes"):
             values = getattr(self, field)
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"{field}: give at least one value, each once")
+        return self
+
+    @model_validator(mode="after")
+    def _augmented_first(self) -> "RunConfig":
+        if self.unaugmented and self.evaluation.augmentation in ("", "none"):
+            raise ValueError("unaugmented: evaluation.augmentation is none already; leave it out")
         return self
 
 
@@ -455,6 +472,65 @@ class ScoreConfig(Config):
         if len(self.mean) != len(self.std):
             raise ValueError("mean, std: give both, with one number for each channel")
         return self
+
+
+class LedgerConfig(Config):
+    """What the storage ledger counts."""
+
+    dataset: str | None = Field(None, description="data set of real images to compare with")
+    generator: str | None = Field(
+        None, description="a shipped generator's name, or a file (default: of the set or recipe)"
+    )
+    channels: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="count a BigGAN of this size instead: a quarter of its layers' width"
+    )
+    latent_dim: Annotated[int, Field(ge=1, le=65536)] = Field(
+        128, description="length of that BigGAN's latent vectors"
+    )
+    latents_per_class: Count | None = Field(
+        None, description="size of the bank (default: that of the set, or every training image)"
+    )
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
+        None, description="bring real images to this many pixels"
+    )
+    image_column: str | None = Field(None, description="image column, where it cannot be found")
+    label_column: str | None = Field(None, description="label column, where it cannot be found")
+    qualities: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
+        (75, 50, 25), description="of the JPEGs that real images are encoded as"
+    )
+    sample: Count | None = Field(
+        2000, description="real images that are encoded, evenly spread; None takes all"
+    )
+    out: str | None = Field(None, description="JSON file to write the figures to")
+
+
+class ImportConfig(Config):
+    """How released latents become a bank."""
+
+    dataset: str | None = Field(
+        None, description="cifar-binary:PATH, whose training rows have the official order"
+    )
+    labels: str | None = Field(
+        None, description="or a file of the official training labels: .npy, .pt or text"
+    )
+    generator: str | None = Field(None, description="generator that the latents are for")
+    stage: Literal["inverted", "condensed"] | None = Field(
+        None, description="stage of the latents, where the layout does not tell it"
+    )
+    out: str = Field("bank.safetensors", description="bank to write")
+
+
+class ExportConfig(Config):
+    """How a bank or a set is written in the layouts of the field."""
+
+    layout: Literal["auto", "whole", "pieces", "pixels"] = Field(
+        "auto", description="all rows in order, pieces by class, or distilled normalised images"
+    )
+    mean: tuple[Share, ...] = Field(
+        (), description="that pixels are normalised with (default: CIFAR's published constants)"
+    )
+    std: tuple[Rate, ...] = Field((), description="likewise")
+    out: str | None = Field(None, description="file to write, .pt")
 
 
 class GenerateConfig(Config):

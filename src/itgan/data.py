@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from itgan import artefacts, pictures, readers
 from itgan.errors import DISK_FULL, InputError
 from itgan.splits import Splits, numbered, stratified, validation_count
 
+Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, in [0, 1] units
+CIFAR10: Constants = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100: Constants = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+PUBLISHED = {10: CIFAR10, 100: CIFAR100}  # by number of classes: what the field normalises with
 CACHE_VERSION = 1  # raised whenever the same files would decode to other pixels
 SPECS = (
     "digits, a folder of Parquet files, hf:NAME, imagefolder:PATH, npz:PATH or cifar-binary:PATH"
@@ -177,6 +182,12 @@ class Dataset:
         """The number of classes."""
         return self.train.num_classes
 
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Dataset":
+        """The same images with other constants, per channel in [0, 1] units."""
+        held = self.validation and replace(self.validation, mean=mean, std=std)
+        train, test = (replace(s, mean=mean, std=std) for s in (self.train, self.test))
+        return Dataset(self.name, train, held, test)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the fingerprints of the splits."""
@@ -192,6 +203,7 @@ def load_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    normalisation: Literal["measured", "published"] = "measured",
 ) -> Dataset:
     """Load real images by name or path.
 
@@ -205,6 +217,7 @@ def load_dataset(
         label_column: likewise for labels (integers, strings or a ClassLabel).
         cache_dir: where decoded images are kept; by default ``$ITGAN_CACHE`` or
             ``~/.cache/itgan``. What ``hf:NAME`` fetched is kept until this file is deleted.
+        normalisation: mean and std are those of the training pixels, or CIFAR's published ones.
 
     Raises:
         InputError: the data set is unknown or cannot be used; the message says why.
@@ -222,7 +235,29 @@ def load_dataset(
         if error.errno in (*DISK_FULL, errno.EIO):
             raise
         raise InputError(f"data set {spec!r} cannot be read: {error}") from error
-    return _assemble(spec, name, splits, validation, image_size)
+    data = _assemble(spec, name, splits, validation, image_size)
+    if normalisation == "measured":
+        return data
+    constants = published_constants(spec, data)
+    if constants is None:
+        raise InputError(
+            f"normalisation: no published constants are known for {spec}, only for CIFAR-10 and "
+            "CIFAR-100; leave it measured"
+        )
+    return data.normalised_by(*constants)
+
+
+def published_constants(spec: str, data: Dataset) -> Constants | None:
+    """What the field normalises a data set with, if it is CIFAR by its name or format, else None.
+
+    Args:
+        spec: that it was loaded by.
+        data: the data set.
+    """
+    named = "cifar" in data.name.lower() or spec.startswith("cifar-binary:")
+    if named and data.image_shape == (3, 32, 32):
+        return PUBLISHED.get(data.num_classes)
+    return None
 
 
 def _reader(

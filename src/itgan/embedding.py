@@ -1,5 +1,7 @@
 """Where features come from: pools of networks to match in, and the extractor for inversion."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -95,6 +97,26 @@ class RandomPool:
     def draw(self, rng: torch.Generator) -> Network:
         """A network whose weights follow from the generator's next number."""
         return self.spec.build(int(torch.randint(2**62, (), generator=rng))).requires_grad_(False)
+
+
+class NetworkPool:
+    """Given networks, each equally likely."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        """Networks for the same images; they are frozen.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not networks:
+            raise InputError("pool: give at least one network")
+        self.networks = [network.requires_grad_(False) for network in networks]
+
+    def draw(self, rng: torch.Generator) -> Network:
+        """A copy of one of them, which may be changed."""
+        return copy.deepcopy(
+            self.networks[int(torch.randint(len(self.networks), (), generator=rng))]
+        )
 
 
 @dataclass(frozen=True)

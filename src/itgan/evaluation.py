@@ -35,6 +35,7 @@ SOURCES = (
     "dc",
     "herding",
 )
+UNAUGMENTED = "unaugmented"  # ends the variant of what was trained on without augmentation
 RESAMPLES = 10_000
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from itgan import artefacts
 from itgan.configs import ScoreConfig
-from itgan.data import Dataset
+from itgan.data import Constants, Dataset, published_constants
 from itgan.errors import InputError
 from itgan.pictures import as_pixels, channels_first, decode
 from itgan.progress import say
@@ -25,11 +25,6 @@ from itgan.splits import as_labels
 
 SUFFIXES = (".npz", ".pt", ".pth")
 ARRAYS = (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"))
-Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std in [0, 1] units
-CIFAR: dict[int, Constants] = {  # by number of classes: what that family normalises with
-    10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    100: ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
 ROUNDING = 0.01  # beyond [-1, 1]: clamped without a word
 FAR = 2.0  # beyond [-1, 1]: no picture is there, whatever optimised it
 MOST_OUTSIDE = 0.05  # the share of pixels that optimisation may have carried outside
@@ -99,6 +94,36 @@ def read_set(path: Path, data: Dataset, config: ScoreConfig) -> PixelSet:
         raise InputError(f"mean, std: {path} holds 8-bit pixels; leave them out")
     name = path.resolve().name if path.is_dir() else path.stem
     return PixelSet(images, _fit_labels(path, labels, data, config.logits), name)
+
+
+def write_set(
+    path: Path,
+    images: UInt8[Tensor, "n c h w"],
+    labels: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """Write ``{"data": [[images, labels]]}`` as the distillation family does, normalised.
+
+    Args:
+        path: a ``.pt`` file.
+        images: pixels.
+        labels: int64 [n], or probabilities [n, classes].
+        mean: per channel, in [0, 1] units; who reads the file must know both.
+        std: likewise.
+
+    Raises:
+        InputError: the constants do not fit the channels.
+    """
+    if not len(mean) == len(std) == images.shape[1]:
+        raise InputError(
+            f"mean, std: {len(mean)} and {len(std)} numbers for images of {images.shape[1]} "
+            "channels; give one for each"
+        )
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    normalised = (images.float() / 255 - shift) / scale
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"data": [[normalised, labels]], "accs_all_exps": {}}, path)
 
 
 def _from_folder(path: Path, data: Dataset) -> tuple[Tensor, Tensor]:
@@ -174,9 +199,8 @@ def _constants(path: Path, data: Dataset, config: ScoreConfig) -> Constants:
         return config.mean, config.std
     if path.suffix == ".npz":  # floats in [0, 1], as everywhere in npz files
         return (0.0,), (1.0,)
-    is_cifar = "cifar" in data.name.lower() or (config.dataset or "").startswith("cifar-binary:")
-    if is_cifar and data.image_shape == (3, 32, 32) and data.num_classes in CIFAR:
-        return CIFAR[data.num_classes]
+    if (known := published_constants(config.dataset or "", data)) is not None:
+        return known
     raise InputError(
         f"mean, std: those that {path} was normalised with are not known for data set "
         f"{data.name!r}; give --mean and --std"

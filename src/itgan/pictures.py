@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -176,6 +177,23 @@ def to_png(pixels: UInt8[Tensor, "c h w"]) -> bytes:
         raise InputError(f"a PNG has 1 or 3 channels, not {len(pixels)}; write npz instead")
     file = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).save(file, "png")
+    return file.getvalue()
+
+
+def to_jpeg(
+    pixels: UInt8[Tensor, "c h w"],
+    quality: int,
+    part: Literal["whole", "tables", "stream"] = "whole",
+) -> bytes:
+    """One picture as a JPEG file (colour at half resolution), or a part of it.
+
+    ``tables`` holds the quantisation and Huffman tables that a quality has for every picture,
+    ``stream`` the picture without them.
+    """
+    file = io.BytesIO()
+    kind = ("whole", "tables", "stream").index(part)
+    picture = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+    picture.save(file, "jpeg", quality=quality, streamtype=kind)
     return file.getvalue()
 
 

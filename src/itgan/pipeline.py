@@ -8,7 +8,7 @@ import functools
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,12 +23,12 @@ from itgan.baselines import (
     same_bytes_raw,
 )
 from itgan.condensation import condense
-from itgan.configs import RunConfig, Source, with_precision
+from itgan.configs import Dtype, RunConfig, Source, with_precision
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.devices import pick_device, resolve_precision
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
 from itgan.errors import InputError
-from itgan.evaluation import Trial, evaluate
+from itgan.evaluation import UNAUGMENTED, Trial, evaluate
 from itgan.generators import StoredGenerator, load_generator
 from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
@@ -38,17 +38,20 @@ from itgan.runs import VIEWS, Cell, Run
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
-# Sources that no generator has a part in.
+# Sources that no generator has a part in, and those that a synthetic set's file can hold.
 UNGENERATED = ("real", "random", "herding", "dm")
+STORED = ("gan", "inversion", "itgan")
+FULL: tuple[Dtype, ...] = ("fp32",)
 
 
 @functools.lru_cache(maxsize=2)  # experiments of one study share their data
 def _load(
     dataset: str,
-    validation: int,
+    validation: int | float,
     image_size: int | None,
     image_column: str | None,
     label_column: str | None,
+    normalisation: Literal["measured", "published"],
 ) -> Dataset:
     return load_dataset(
         dataset,
@@ -56,6 +59,7 @@ def _load(
         image_size=image_size,
         image_column=image_column,
         label_column=label_column,
+        normalisation=normalisation,
     )
 
 
@@ -87,6 +91,7 @@ class Experiment:
             config.image_size,
             config.image_column,
             config.label_column,
+            config.normalisation,
         )
 
     @cached_property
@@ -246,8 +251,14 @@ class Experiment:
             "images": rows.fingerprint,
             "real": self.data.train.fingerprint,
             "seed": seed,
+            **self._constants(),
         }
         return Cell("bank", f"dm bank, latent seed {latent_seed}", determinants, (), compute)
+
+    def _constants(self) -> dict[str, str]:
+        """A determinant where the constants are not those of the training images."""
+        chosen = self.config.normalisation
+        return {} if chosen == "measured" else {"normalisation": chosen}
 
     def needs(self, source: Source, latent_seed: int) -> tuple[Cell, ...]:
         """The cells that a source is made from."""
@@ -299,14 +310,27 @@ class Experiment:
         rows = self.subset(self.config.latent_seeds[0])
         return self.synthetic(sample_latents(self.generator, rows), 0).nbytes
 
-    def trial(self, source: Source, latent_seed: int, network_seed: int) -> Cell:
-        """One classifier, trained and scored."""
+    def trial(
+        self,
+        source: Source,
+        latent_seed: int,
+        network_seed: int,
+        dtype: Dtype = "fp32",
+        *,
+        augmented: bool = True,
+    ) -> Cell:
+        """One classifier, trained and scored; on a stored set, as its file in ``dtype`` has it."""
         config, whole = self.config.evaluation, source == "real"
+        if not augmented:
+            config = config.model_copy(update={"augmentation": "none"})
         per_class = None if whole else self.config.latents_per_class
 
         def compute(*made: Any, checkpoint: Checkpoint) -> Trial:  # noqa: ANN401
-            return evaluate(
-                self.source(source, latent_seed, *made),
+            chosen = self.source(source, latent_seed, *made)
+            if isinstance(chosen, SyntheticSet) and dtype != "fp32":
+                chosen = chosen.stored_as(dtype)
+            (trial,) = evaluate(
+                chosen,
                 self.scored_on,
                 config,
                 [network_seed],
@@ -314,7 +338,9 @@ class Experiment:
                 dataset=self.data.name,
                 latents_per_class=per_class,
                 checkpoint=checkpoint,
-            )[0]
+            )
+            variant = trial.variant if augmented else f"{trial.variant} {UNAUGMENTED}".strip()
+            return replace(trial, variant=variant)
 
         determinants = {
             "source": source,
@@ -327,8 +353,16 @@ class Experiment:
             "latents_per_class": per_class,
             "latent_seed": None if whole else self._seed(latent_seed),
             "network_seed": network_seed,
+            **({} if dtype == "fp32" else {"dtype": dtype}),
+            **self._constants(),
         }
-        label = f"trial of {source}, latent seed {latent_seed}, network seed {network_seed}"
+        form = [
+            source,
+            *([] if dtype == "fp32" else [dtype]),
+            *([] if augmented else [UNAUGMENTED]),
+        ]
+        seeds = f"latent seed {latent_seed}, network seed {network_seed}"
+        label = f"trial of {' '.join(form)}, {seeds}"
         return Cell("trial", label, determinants, self.needs(source, latent_seed), compute)
 
     def latent_seeds(self, source: Source) -> tuple[int, ...]:
@@ -342,11 +376,20 @@ class Experiment:
             repeated = len(made) == len(self.data.train)
         return config.latent_seeds[:1] if repeated else config.latent_seeds
 
+    def _forms(self, source: Source) -> list[tuple[Dtype, bool]]:
+        """Storage types, and with or without augmentation, that a source is evaluated in."""
+        dtypes = self.config.dtypes if source in STORED else FULL
+        both = self.config.unaugmented and source != "real"
+        return [
+            (d, augmented) for d in dtypes for augmented in ((True, False) if both else (True,))
+        ]
+
     @cached_property
     def _trials(self) -> list[Cell]:
         return [
-            self.trial(source, latent_seed, network_seed)
+            self.trial(source, latent_seed, network_seed, dtype, augmented=augmented)
             for source in self.config.sources
+            for dtype, augmented in self._forms(source)
             for latent_seed in self.latent_seeds(source)
             for network_seed in self.config.network_seeds
         ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from itgan import artefacts
 from itgan.charts import Curve
 from itgan.errors import InputError
 from itgan.evaluation import Trial, paired_difference, summarize
@@ -14,6 +15,7 @@ from itgan.pipeline import UNGENERATED, Experiment
 from itgan.recipes import command
 from itgan.report import Gallery, write_report
 from itgan.runs import Run, environment
+from itgan.scores import score_trials
 
 # Differences that a table of these sources is read for.
 COMPARISONS = (
@@ -24,19 +26,27 @@ COMPARISONS = (
 )
 
 
+NARROW = ("fp16", "int8")  # variants whose difference is what storage in that type costs
+
+
 def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of ``results.json``, and the paired differences between sources."""
     trials = list(trials)
     by_source: dict[str, list[Trial]] = {}
     seeds: dict[str, set[tuple[int, int]]] = {}
     for trial in trials:
-        if trial.variant not in ("", "same-rows"):
+        if trial.variant in ("", "same-rows"):
+            name = trial.source
+        elif trial.variant in NARROW:
+            name = f"{trial.source} {trial.variant}"
+        else:
             continue
-        by_source.setdefault(trial.source, []).append(trial)
-        seeds.setdefault(trial.source, set()).add((trial.latent_seed, trial.network_seed))
+        by_source.setdefault(name, []).append(trial)
+        seeds.setdefault(name, set()).add((trial.latent_seed, trial.network_seed))
+    narrow = [(name, name.split()[0]) for name in by_source if " " in name]
     differences = [
-        paired_difference(by_source[a], by_source[b])
-        for a, b in COMPARISONS
+        {**paired_difference(by_source[a], by_source[b]), "a": a}
+        for a, b in (*COMPARISONS, *narrow)
         if seeds.get(a, set()) & seeds.get(b, set())
     ]
     return summarize(trials), differences
@@ -47,8 +57,9 @@ def publish(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Path]:
     """Write tables, report and synthetic sets of a run from the cells that are done.
 
-    That is ``trials.jsonl``, ``results.json``, ``report.html``, ``report.md``, and for each
-    condensed bank a file in ``sets/`` with generator and latents.
+    That is ``trials.jsonl``, ``results.json``, ``report.html``, ``report.md``, ``scores.json``
+    where the trials that scores need are there, and for each condensed bank a file in ``sets/``
+    with generator and latents.
 
     Returns:
         The rows of ``results.json``, the paired differences, and the path of the HTML report.
@@ -62,6 +73,9 @@ def publish(
         raise InputError(f"{run.path}: no classifier has been trained yet; itgan run first")
     rows, differences = tabulate(trials)
     run.write_trials(trials, rows)
+    scores = score_trials(trials)
+    if scores:
+        artefacts.write_json(run.path / "scores.json", scores)
     for latent_seed in config.latent_seeds:
         if run.done(cell := experiment.condensed(latent_seed)):
             synthetic = experiment.synthetic(run.value(cell), latent_seed)
@@ -89,7 +103,11 @@ def publish(
         differences=differences,
         provenance=_provenance(experiment),
         command=command(config),
-        files=("results.json", "trials.jsonl", "config.json", "environment.json"),
+        scores=scores,
+        files=(
+            *("results.json", "trials.jsonl", "config.json", "environment.json"),
+            *(("scores.json",) if scores else ()),
+        ),
     )
     return rows, differences, html
 

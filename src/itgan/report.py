@@ -23,7 +23,17 @@ from torch import Tensor
 from itgan.artefacts import write_bytes
 from itgan.charts import Axis, Curve, Number, draw
 from itgan.pictures import grid
-from itgan.tables import DIFFERENCE, Column, Row, choose_columns, escaped, markdown_table
+from itgan.tables import (
+    DIFFERENCE,
+    RANKING,
+    SCORE,
+    Column,
+    Row,
+    choose_columns,
+    escaped,
+    markdown_table,
+    source_name,
+)
 
 STAGES = ("real", "inverted", "condensed")
 SOURCES = {
@@ -42,6 +52,11 @@ ABOUT = (
     "How much does a training set teach? Classifiers were trained from scratch on each set alone "
     "and then scored on real images held out. What itgan adds is a set that a frozen generator "
     "makes from a few stored latents, tuned to be learnt from rather than to look real."
+)
+SCORES = (
+    "DD-Ranking's definitions, accuracies as fractions. HLR: what is lost to all real images "
+    "(lower is better). IOR: what is gained over as many random real images. LRS, from both, and "
+    "ARS, with and without augmentation, lie in [0, 1]; higher is better, 0.269 is no difference."
 )
 
 
@@ -69,6 +84,7 @@ def write_report(
     differences: Sequence[Row] = (),
     provenance: Mapping[str, str] | None = None,
     command: str = "",
+    scores: Sequence[Row] = (),
     files: Sequence[str] = (),
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``out``, each atomically.
@@ -86,6 +102,7 @@ def write_report(
             points; ``se`` may be missing.
         provenance: what went in, a line each.
         command: the command line that computes it all.
+        scores: as in ``scores.json``, fractions or None.
         files: names of files beside the report that ``report.md`` links to.
 
     Returns:
@@ -93,7 +110,15 @@ def write_report(
     """
     subject, columns = choose_columns(rows)
     tables = [("results", columns, rows, False), ("differences", DIFFERENCE, differences, True)]
-    details = [("Configuration", config), ("Environment", environment)]
+    ranked = {
+        f"{source_name(row)} · {row['network']}": " · ".join(c.text(row) for c in RANKING)
+        for row in scores
+    }
+    details = [
+        (f"Scores: {' · '.join(column.title for column in RANKING)}", ranked),
+        ("Configuration", config),
+        ("Environment", environment),
+    ]
     page = _template().render(
         title=title,
         about=ABOUT,
@@ -111,7 +136,7 @@ def write_report(
     html, markdown = out / "report.html", out / "report.md"
     write_bytes(html, page.encode())
     made = _made(provenance or {}, command)
-    write_bytes(markdown, _markdown(title, rows, differences, notes, made, files).encode())
+    write_bytes(markdown, _markdown(title, rows, differences, scores, notes, made, files).encode())
     if gallery is not None and any(images.numel() for images in gallery.stages.values()):
         buffer = io.BytesIO()
         gallery_picture(gallery).save(buffer, "PNG", optimize=True)
@@ -221,6 +246,7 @@ def _markdown(
     title: str,
     rows: Sequence[Row],
     differences: Sequence[Row],
+    scores: Sequence[Row],
     notes: Sequence[str],
     made: Sequence[str],
     files: Sequence[str],
@@ -232,6 +258,8 @@ def _markdown(
         lines += [*(f"- **{name}**: {text}" for name, text in _meanings(rows)), ""]
     if differences:
         lines += ["## Differences", "", *markdown_table(DIFFERENCE, differences)]
+    if scores:
+        lines += ["## Scores", "", SCORES, "", *markdown_table(SCORE, scores)]
     if notes:
         lines += ["## Notes", "", *(f"- {escaped(note)}" for note in notes), ""]
     lines += [

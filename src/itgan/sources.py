@@ -6,7 +6,7 @@ A source has a name, a length, and ``batches(rng, batch_size)``: one shuffled ep
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from itgan import artefacts
+from itgan.configs import Dtype
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator, StoredGenerator, restore_generator
 from itgan.latents import LatentBank, check_bank
@@ -23,7 +24,6 @@ from itgan.randomness import derive
 if TYPE_CHECKING:
     import datasets
 
-Dtype = Literal["fp32", "fp16", "int8"]
 NAMES = {"random": "gan", "inverted": "inversion", "condensed": "itgan"}  # by stage
 ABOUT = ("dataset", "class_names")  # that a bank knows, too
 CHUNK = 500  # images that are generated at a time
@@ -82,7 +82,8 @@ class PixelSet:
         self.images, self.labels = images, labels
         self.name, self.variant, self.latent_seed = name, variant, latent_seed
         if nbytes is None:
-            nbytes = images.numel() * images.element_size() + _label_bytes(labels)
+            each = labels.element_size() if soft else label_bytes(int(labels.max()) + 1)
+            nbytes = images.numel() * images.element_size() + labels.numel() * each
         self.nbytes = nbytes
 
     def __len__(self) -> int:
@@ -98,11 +99,9 @@ class PixelSet:
             yield images, self.labels[rows]
 
 
-def _label_bytes(labels: Tensor) -> int:
-    """Class numbers take one byte each up to 256 classes, else four; soft labels as they are."""
-    if labels.is_floating_point():
-        return labels.numel() * labels.element_size()
-    return labels.numel() * (1 if int(labels.max()) < 256 else 4)
+def label_bytes(num_classes: int) -> int:
+    """Bytes of one stored class number."""
+    return 1 if num_classes <= 256 else 4
 
 
 class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
@@ -225,29 +224,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         Raises:
             InputError: the generator is a Python callable, which no file can hold.
         """
-        if not isinstance(self.generator, StoredGenerator):
-            raise InputError(
-                "this generator is a Python function, which cannot be stored; store its images: "
-                "synthetic.materialise()"
-            )
-        dtype = dtype or self.dtype
-        artefacts.save(
-            path,
-            self._packed(dtype),
-            {
-                "kind": "synthetic",
-                "stage": self.bank.stage,
-                "dtype": dtype,
-                "value_range": [-1, 1],
-                "image_shape": list(self.generator.image_shape),
-                "latent_shape": list(self.generator.latent_shape),
-                "num_classes": self.generator.num_classes,
-                "generator": self.generator.fingerprint,
-                "conventions": self.generator.conventions(),
-                "provenance": dict(self.bank.provenance),
-                "about": dict(self.about),
-            },
-        )
+        artefacts.save(path, *self._stored(dtype or self.dtype))
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> "SyntheticSet":
@@ -258,39 +235,78 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         """
         packed, metadata = artefacts.load(path, "synthetic")
         with artefacts.described(path):
-            tensors = _unpack(packed)
-            parts = {
-                name.removeprefix("generator."): t
-                for name, t in tensors.items()
-                if name.startswith("generator.")
-            }
-            generator = restore_generator(parts, metadata["conventions"], device)
-            bank = LatentBank(
-                tensors["latents"],
-                tensors["labels"].long(),
-                tensors["rows"].long(),
-                metadata["stage"],
-                {},
-                dict(metadata["provenance"]),
+            return cls._restored(packed, metadata, device)
+
+    def stored_as(self, dtype: Dtype) -> "SyntheticSet":
+        """The set as a reader of the file that ``save`` writes in this type gets it.
+
+        Its ``variant`` is the type, unless that is fp32, which loses nothing.
+
+        Raises:
+            InputError: the generator is a Python callable, which no file can hold.
+        """
+        stored = self._restored(*self._stored(dtype), self.generator.device)
+        stored.latent_seed = self.latent_seed
+        stored.variant = "" if dtype == "fp32" else dtype
+        return stored
+
+    @classmethod
+    def _restored(
+        cls, packed: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device | str
+    ) -> "SyntheticSet":
+        tensors = _unpack(packed)
+        parts = {
+            name.removeprefix("generator."): t
+            for name, t in tensors.items()
+            if name.startswith("generator.")
+        }
+        generator = restore_generator(parts, metadata["conventions"], device)
+        bank = LatentBank(
+            tensors["latents"],
+            tensors["labels"].long(),
+            tensors["rows"].long(),
+            metadata["stage"],
+            {},
+            dict(metadata["provenance"]),
+        )
+        if bank.provenance.get("generator") not in (None, generator.fingerprint):
+            bank = bank.moved_to(generator)  # the same one, rounded to the types of the file
+        about = dict(metadata["about"])
+        names = about.get("class_names")
+        if names is not None and len(names) != generator.num_classes:
+            raise InputError(
+                f"{len(names)} class names for {generator.num_classes} classes; make it again"
             )
-            if bank.provenance.get("generator") not in (None, generator.fingerprint):
-                bank = bank.moved_to(generator)  # the same one, rounded to the types of the file
-            about = dict(metadata["about"])
-            names = about.get("class_names")
-            if names is not None and len(names) != generator.num_classes:
-                raise InputError(
-                    f"{len(names)} class names for {generator.num_classes} classes; make it again"
-                )
-            dtype = metadata["dtype"]
-            if dtype not in get_args(Dtype):
-                raise InputError(f"dtype {dtype!r}: choose {', '.join(get_args(Dtype))}")
-            return cls(generator, bank, dtype, about)
+        dtype = metadata["dtype"]
+        if dtype not in get_args(Dtype):
+            raise InputError(f"dtype {dtype!r}: choose {', '.join(get_args(Dtype))}")
+        return cls(generator, bank, dtype, about)
+
+    def _stored(self, dtype: Dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and metadata of the file."""
+        if not isinstance(self.generator, StoredGenerator):
+            raise InputError(
+                "this generator is a Python function, which cannot be stored; store its images: "
+                "synthetic.materialise()"
+            )
+        return self._packed(dtype), {
+            "kind": "synthetic",
+            "stage": self.bank.stage,
+            "dtype": dtype,
+            "value_range": [-1, 1],
+            "image_shape": list(self.generator.image_shape),
+            "latent_shape": list(self.generator.latent_shape),
+            "num_classes": self.generator.num_classes,
+            "generator": self.generator.fingerprint,
+            "conventions": self.generator.conventions(),
+            "provenance": dict(self.bank.provenance),
+            "about": dict(self.about),
+        }
 
     def _packed(self, dtype: Dtype) -> dict[str, Tensor]:
-        classes = self.generator.num_classes
-        narrow = torch.uint8 if classes <= 256 else torch.int32
+        narrow = label_bytes(self.generator.num_classes) == 1
         tensors = {
-            "labels": self.bank.labels.to(narrow),
+            "labels": self.bank.labels.to(torch.uint8 if narrow else torch.int32),
             "rows": self.bank.rows.to(torch.int32),
             **_pack("latents", self.bank.latents, dtype, by=1),
         }

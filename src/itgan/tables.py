@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from itgan.charts import Number, typeset
+from itgan.ledger import human
 
 Row = Mapping[str, Any]
 
@@ -49,16 +50,15 @@ def _interval(row: Row, sign: str = "") -> str:
 
 
 def _size(count: Number | None) -> str:
-    """Bytes for people, in binary units: 1,536 is 1.50 KiB."""
-    if count is None:
-        return NOTHING
-    power = min(max(int(count).bit_length() - 1, 0) // 10, 4)
-    scaled = count / 1024**power
-    digits = 0 if power == 0 else 2 if scaled < 10 else 1 if scaled < 100 else 0
-    return f"{scaled:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    return NOTHING if count is None else human(count)
 
 
-def _source(row: Row) -> str:
+def _score(value: Number | None) -> str:
+    return NOTHING if value is None else typeset(f"{value:.3f}")
+
+
+def source_name(row: Row) -> str:
+    """A source with its variant."""
     return f"{row['source']} ({row['variant']})" if row["variant"] else row["source"]
 
 
@@ -101,6 +101,15 @@ DIFFERENCE = [
     Column("se", "se over sets", lambda row: points(row.get("se")), lambda row: row.get("se")),
     _plain("n", "n", number=True),
 ]
+RANKING = [
+    Column(key, key.upper(), lambda row, key=key: _score(row[key]), lambda row: None)
+    for key in ("hlr", "ior", "lrs", "ars")
+]
+SCORE = [
+    Column("source", "source", source_name, source_name, False),
+    _plain("network", "network", number=False),
+    *RANKING,
+]
 _KEYS = {
     "dataset": ("data set", "{}", False),
     "network": ("network", "{}", False),
@@ -118,7 +127,7 @@ def choose_columns(rows: Sequence[Row]) -> tuple[str, list[Column]]:
             shared.append(phrase.format(*values))
         elif values:
             varying.append(_plain(key, title, number=number))
-    source = Column("source", "source", _source, _source, False)
+    source = Column("source", "source", source_name, source_name, False)
     return " · ".join(shared), [source, *varying, *_RESULT]
 
 

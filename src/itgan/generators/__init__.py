@@ -21,7 +21,7 @@ from itgan.generators.diffusers import (
     restore_diffusers,
 )
 from itgan.generators.encoder import encoder_from_state
-from itgan.generators.frozen import FrozenGenerator
+from itgan.generators.frozen import FrozenGenerator, folded_shapes
 from itgan.generators.protocol import (
     ConditionalGenerator,
     Encoder,
@@ -50,6 +50,7 @@ __all__ = [
     "StoredGenerator",
     "TorchScriptGenerator",
     "WrappedGenerator",
+    "folded_shapes",
     "load_encoder",
     "load_generator",
     "restore_generator",

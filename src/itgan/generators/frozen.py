@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from itgan.artefacts import digest
 from itgan.errors import InputError
-from itgan.generators.biggan import BN_EPS, MOST_PIXELS, BigGAN, power_step
+from itgan.generators.biggan import BN_EPS, MOST_PIXELS, BigGAN, BigGANShape, power_step
 
 
 def fold(model: BigGAN) -> dict[str, Tensor]:
@@ -160,10 +160,15 @@ class FrozenGenerator(nn.Module):
         return torch.addcmul(shift, x, scale)
 
 
+def folded_shapes(shape: BigGANShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every constant of a frozen BigGAN."""
+    width, classes, latent = shape.width, shape.num_classes, shape.latent_dim
+    return _layout(width, classes, latent, shape.blocks, shape.image_shape[0])
+
+
 def _layout(
     width: int, classes: int, latent: int, blocks: int, colours: int
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every constant."""
     layout: dict[str, tuple[int, ...]] = {
         "linear.weight": (16 * width, latent),
         "linear.bias": (16 * width,),
