@@ -20,10 +20,13 @@ generators augment
 networks
 training pretraining
 embedding latents
-inversion matching
+reconstruction matching
+encoder
+inversion
 condensation
 sources
 baselines export foreign
+dc
 evaluation
 cards charts
 report

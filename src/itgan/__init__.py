@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from itgan.errors import InputError
     from itgan.evaluation import Trial, evaluate, paired_difference, summarize
     from itgan.generators import ConditionalGenerator, load_generator, shipped, wrap_generator
-    from itgan.inversion import invert
+    from itgan.inversion import invert, self_inversion
     from itgan.latents import LatentBank, sample_latents
     from itgan.networks import build_network
     from itgan.pretraining import pretrain
@@ -64,6 +64,7 @@ _HOME = {
     "shipped": "generators",
     "wrap_generator": "generators",
     "invert": "inversion",
+    "self_inversion": "inversion",
     "LatentBank": "latents",
     "sample_latents": "latents",
     "build_network": "networks",
@@ -101,6 +102,7 @@ __all__ = [
     "paired_difference",
     "pretrain",
     "sample_latents",
+    "self_inversion",
     "shipped",
     "siamese",
     "summarize",

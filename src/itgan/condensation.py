@@ -154,6 +154,7 @@ def condense(
     seed: int = 0,
     pool: Pool | None = None,
     checkpoint: Checkpoint | None = None,
+    shards: Sequence[int] | None = None,
 ) -> LatentBank:
     """Make latents informative.
 
@@ -165,6 +166,8 @@ def condense(
         seed: of everything that is drawn. Draws belong to class, shard and step.
         pool: networks to match in; made from ``real`` as the config says when not given.
         checkpoint: where to keep snapshots, to go on after a kill.
+        shards: numbers of the fixed shards to condense, all by default; the bank that comes out
+            holds these alone, with the very latents that they get among all shards.
 
     Returns:
         A bank with stage ``condensed``. Its history has ``loss`` (Eq. 11), ``matching`` (Eq. 9)
@@ -174,9 +177,11 @@ def condense(
     Raises:
         InputError: bank, generator and images do not belong together; a class has no real
             images; a row of the bank is not in ``real`` though lambda needs it; a pool with batch
-            norm gets batches that do not fit one micro-batch.
+            norm gets batches that do not fit one micro-batch; shards that are not there.
     """
     config = config or CondensationConfig()
+    if shards is not None:
+        bank, shards = _only(bank, config, shards)
     check_fits(generator, bank, real)
     device = generator.device
     pool = pool or make_pool(real, config, derive_seed(seed, "pool"), device)
@@ -198,8 +203,8 @@ def condense(
 
     discrepancy = matching.DISCREPANCIES[config.matching]()
     for step in track(range(begun, config.steps), "condensation"):
-        shards = list(_shards(bank.labels, config, seed, step))
-        for where, rows in shards:
+        dealt = list(_shards(bank.labels, config, seed, step, shards))
+        for where, rows in dealt:
             labels = bank.labels[rows]
             draws = list(_draws(pool, labels, config, seed, (*where, step), discrepancy, device))
             if any(couples_images(d.network) for d in draws) and len(rows) > config.micro_batch:
@@ -225,7 +230,7 @@ def condense(
             optimiser.step(positions, gradient)
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
             curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)
-        curves[:3, step] /= len({where[0] for where, _ in shards})
+        curves[:3, step] /= len({where[0] for where, _ in dealt})
         curves[3, step] = optimiser.latents.flatten(1).norm(dim=1).mean()
         if checkpoint is not None:
             checkpoint.offer(step + 1, lambda: {**optimiser.state(), "curves": curves})
@@ -253,12 +258,29 @@ def _optimiser(latents: Tensor, config: CondensationConfig) -> LatentAdam | Late
     return LatentAdam(latents, config.learning_rate)
 
 
+def _only(
+    bank: LatentBank, config: CondensationConfig, shards: Sequence[int]
+) -> tuple[LatentBank, list[int]]:
+    """The latents of these fixed shards, and the numbers in order."""
+    every = list(deal(bank.labels, config.shard_per_class, "fixed", 0, 0))
+    if config.splitting != "fixed":
+        raise InputError("shards: a shard keeps its members with splitting=fixed only")
+    if not shards or not set(shards) <= set(range(len(every))):
+        raise InputError(f"shards: {list(shards)}, but the bank has 0...{len(every) - 1}")
+    numbers = sorted(set(shards))
+    return bank.select(torch.cat([every[k] for k in numbers]).sort().values), numbers
+
+
 def _shards(
-    labels: Tensor, config: CondensationConfig, seed: int, step: int
+    labels: Tensor,
+    config: CondensationConfig,
+    seed: int,
+    step: int,
+    numbers: Sequence[int] | None,
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """What is optimised together: shard number (and class, where each draws a network), rows."""
     dealt = deal(labels, config.shard_per_class, config.splitting, seed, step)
-    for k, rows in enumerate(dealt):
+    for k, rows in enumerate(dealt) if numbers is None else zip(numbers, dealt, strict=True):
         if config.network_per == "step":
             yield (k,), rows
         else:

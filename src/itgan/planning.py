@@ -6,13 +6,16 @@ from typing import Any
 
 from itgan.baselines import distribution_matching
 from itgan.condensation import condense
-from itgan.configs import EvaluationConfig
+from itgan.configs import EvaluationConfig, InversionConfig
+from itgan.dc import gradient_matching, loops
 from itgan.embedding import RandomPool
+from itgan.encoder import train_encoder
 from itgan.evaluation import evaluate
 from itgan.inversion import invert
 from itgan.latents import sample_latents
 from itgan.networks import Network, build_network
 from itgan.pipeline import Experiment
+from itgan.reconstruction import Objective
 from itgan.runs import Cell, Run, with_inputs
 from itgan.sources import FreshSamples, PixelSet
 from itgan.training import Source, count_updates
@@ -22,7 +25,17 @@ def plan(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
     """For each stage: cells done and to do, generated images, seconds from a few real steps."""
     cells = with_inputs(experiment.trials())
     stages: dict[str, list[Cell]] = {
-        stage: [] for stage in ("extractor", "inverted", "pool", "condensed", "dm", "trial")
+        stage: []
+        for stage in (
+            "extractor",
+            "encoder",
+            "inverted",
+            "pool",
+            "condensed",
+            "dm",
+            "dc",
+            "trial",
+        )
     }
     for cell in cells:
         stages[cell.label.split()[0]].append(cell)
@@ -59,6 +72,8 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
         source = PixelSet(experiment.data.train.images, experiment.data.train.labels)
         each = _training_seconds(experiment, source, settings.training, scored=False)
         return 0, each * settings.networks
+    if stage == "encoder":
+        return _encoder_cost(experiment)
     if stage == "inverted":
         settings = config.inversion
         batch = rows.select(range(min(len(rows), settings.batch_size)))
@@ -67,13 +82,19 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
             lambda steps: invert(
                 experiment.generator,
                 batch,
-                settings.model_copy(update={"steps": steps}),
+                # Early leaving is left out: the plan is what it costs at most.
+                InversionConfig(
+                    steps=steps, batch_size=settings.batch_size, precision=settings.precision
+                ),
                 extractor=extractor,
             )
         )
-        batches = -(-len(rows) // settings.batch_size)
-        images = len(rows) * settings.steps
-        return images * len(missing), per_step * settings.steps * batches * len(missing)
+        attempts = len(rows) + round(settings.restart_share * len(rows)) + settings.control
+        batches = -(-attempts // settings.batch_size)
+        looks = settings.candidates if settings.start == "best-of" else 0
+        images = attempts * (settings.steps + looks)
+        seconds = per_step * (settings.steps + looks) * batches
+        return images * len(missing), seconds * len(missing)
     if stage == "dm":
         per_step = _per_step(
             lambda steps: distribution_matching(
@@ -84,6 +105,8 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
             )
         )
         return 0, per_step * config.dm.steps * len(missing)
+    if stage == "dc":
+        return 0, _dc_seconds(experiment) * len(missing)
     if stage == "condensed":
         bank = sample_latents(experiment.generator, rows)
         per_step = _per_step(
@@ -115,6 +138,44 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
                 experiment, source, config.evaluation, scored=True
             )
     return generated, seconds
+
+
+def _encoder_cost(experiment: Experiment) -> tuple[int, float]:
+    """Generated images and seconds of the encoder's training."""
+    settings = experiment.config.inversion
+    config, train = settings.encoder, experiment.data.train
+    extractor = _untrained(experiment, settings.extractor)
+
+    def train_for(pairs: int, refined: int) -> object:
+        short = config.model_copy(update={"pair_steps": pairs, "refine_steps": refined})
+        inversion = settings.model_copy(update={"encoder": short})
+        return train_encoder(Objective(experiment.generator, extractor, train, inversion))
+
+    seconds = _per_step(lambda steps: train_for(steps, 0)) * config.pair_steps
+    if config.refine_steps:
+        seconds += _per_step(lambda steps: train_for(1, steps)) * config.refine_steps
+    refined = min(config.batch_size, len(train)) * config.refine_steps
+    return config.batch_size * config.pair_steps + refined, seconds
+
+
+def _dc_seconds(experiment: Experiment) -> float:
+    """Seconds of one set by DC: its steps of the images, and the epochs between them."""
+    config = experiment.config.dc
+    rows = experiment.subset(experiment.config.latent_seeds[0])
+    outer, epochs = loops(config, int(rows.labels.bincount().max()))
+
+    def match(networks: int, image_steps: int, epochs: int) -> object:
+        short = {"steps": networks, "image_steps": image_steps, "network_epochs": epochs}
+        settings = config.model_copy(update=short)
+        device = experiment.generator.device
+        return gradient_matching(rows, experiment.data.train, settings, device=device)
+
+    seconds = _per_step(lambda steps: match(steps, 1, 0)) * config.steps * outer
+    if outer > 1 and epochs:
+        seconds += (
+            _per_step(lambda steps: match(1, 2, steps)) * config.steps * (outer - 1) * epochs
+        )
+    return seconds
 
 
 def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from itgan.configs import (
     CondensationConfig,
+    DCConfig,
     EvaluationConfig,
     InversionConfig,
     PretrainingConfig,
@@ -36,6 +37,8 @@ def digits() -> RunConfig:
             real_per_class=64,
             augmentation=DIGITS_AUGMENTATION,
         ),
+        # As many steps of the images; the rest as published, by images per class.
+        dc=DCConfig(steps=20, real_per_class=64),
         evaluation=EvaluationConfig(updates=200, augmentation=DIGITS_AUGMENTATION, curve_points=5),
     )
 
@@ -59,6 +62,7 @@ def cifar10_smoke() -> RunConfig:
         dm=CondensationConfig(
             optimiser="sgd", learning_rate=1.0, steps=100, real_per_class=64, precision="bf16"
         ),
+        dc=DCConfig(steps=5, real_per_class=64, precision="bf16"),
         evaluation=EvaluationConfig(updates=150, precision="bf16", compile=True),
     )
 
