@@ -9,11 +9,14 @@ all its images, real and synthetic) are drawn anew.
 
 Only the class means couple the latents. So a first pass over micro-batches gives the means, the
 gradient of Eq. 9 in them is then a constant, and a second pass back-propagates it: the gradient
-of the whole batch in the memory of one micro-batch. A batch that fits needs one pass.
+of the whole batch in the memory of one micro-batch. A batch that fits needs one pass. Since no
+latent needs another one's gradient, each micro-batch takes its step at once: what grows with the
+bank is the latents and the optimiser's state alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +52,28 @@ class Draw:
         return Blocks(tuple((self.augmentations[label], count) for label, count in pairs))
 
 
+@runtime_checkable
+class Images(Protocol):
+    """Images [n, c, h, w] that are made when they are asked for: a tensor is one."""
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Those at these positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The x_i of Eq. 10 for a shard, brought to the device in parts."""
+
+    real: ImageSet
+    positions: Int[Tensor, " n"]
+    device: torch.device
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Those of some of the shard's latents."""
+        return self.real.floats(self.positions[positions.cpu()]).to(self.device)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One shard at one step: everything that its loss depends on but the latents."""
@@ -57,7 +82,7 @@ class Problem:
     labels: Int[Tensor, " n"]  # ordered by class
     draws: Sequence[Draw]
     real_means: Sequence[Float[Tensor, "classes s"]]  # of the statistic; for each draw
-    partners: Float[Tensor, "n c h w"] | None  # the x_i of Eq. 10
+    partners: Images | None  # the x_i of Eq. 10
     lambda_reg: float
     micro_batch: int
     precision: str
@@ -76,19 +101,44 @@ def latent_gradient(
     problem: Problem, latents: Float[Tensor, "n ..."]
 ) -> tuple[Float[Tensor, "n ..."], float, float]:
     """The gradient of Eq. 11 in the latents, and the values of L_con and R."""
-    match, draws, device = problem.discrepancy, problem.draws, latents.device
-    chunks = torch.arange(len(latents), device=device).split(problem.micro_batch)
-    weights = mean_weights(problem.labels, latents.dtype)
+    gradient = torch.empty_like(latents)
+
+    def keep(chunk: Tensor, part: Tensor) -> None:
+        gradient[chunk] = part
+
+    return gradient, *descend(problem, latents.__getitem__, keep)
+
+
+def descend(
+    problem: Problem,
+    read: Callable[[Tensor], Tensor],
+    step: Callable[[Tensor, Tensor], None],
+) -> tuple[float, float]:
+    """Give the gradient of Eq. 11 in the latents, micro-batch by micro-batch.
+
+    Args:
+        problem: what the loss depends on.
+        read: from positions in the shard to their latents.
+        step: takes positions and the gradient there, once for every position; the latents may
+            change then.
+
+    Returns:
+        The values of L_con and R before.
+    """
+    match, draws, device = problem.discrepancy, problem.draws, problem.labels.device
+    chunks = torch.arange(len(problem.labels), device=device).split(problem.micro_batch)
+    dtype = read(chunks[0][:1]).dtype
+    weights = mean_weights(problem.labels, dtype)
     single = len(chunks) == 1
 
     def embed(chunk: Tensor, *, graph: bool) -> tuple[Tensor, list[Tensor]]:
-        z, labels = latents[chunk].detach().requires_grad_(graph), problem.labels[chunk]
+        z, labels = read(chunk).detach().requires_grad_(graph), problem.labels[chunk]
         with autocast(device, problem.precision):
             with torch.set_grad_enabled(graph):
                 images = problem.generator(z, labels)
             with torch.set_grad_enabled(graph or match.needs_graph):
                 features = [d.network.embed(images, d.blocks(labels)) for d in draws]
-        return z, [f.to(latents.dtype) for f in features]
+        return z, [f.to(dtype) for f in features]
 
     def statistics(chunk: Tensor, features: list[Tensor], *, graph: bool) -> list[Tensor]:
         w, labels = weights[:, chunk], problem.labels[chunk]
@@ -98,7 +148,7 @@ def latent_gradient(
         ]
 
     # First pass: the statistics of the classes.
-    totals = [torch.zeros_like(real, dtype=latents.dtype) for real in problem.real_means]
+    totals = [torch.zeros_like(real, dtype=dtype) for real in problem.real_means]
     kept: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
     for chunk in chunks:
         z, features = embed(chunk, graph=single)
@@ -115,7 +165,7 @@ def latent_gradient(
         l_con += float(value.detach()) / len(draws)
 
     # Second pass: the same constants, pulled back to the latents.
-    gradient, regulariser = torch.empty_like(latents), 0.0
+    regulariser = 0.0
     for chunk in chunks:
         if kept is not None:
             z, features, parts = kept
@@ -128,8 +178,8 @@ def latent_gradient(
             r = _regulariser(problem, chunk, features, weights[:, chunk].sum(0))
             loss = loss + problem.lambda_reg * r
             regulariser += float(r.detach()) / len(draws)
-        gradient[chunk] = torch.autograd.grad(loss / len(draws), z)[0]
-    return gradient, l_con, regulariser
+        step(chunk, torch.autograd.grad(loss / len(draws), z)[0])
+    return l_con, regulariser
 
 
 def _regulariser(
@@ -219,15 +269,13 @@ def condense(
                 labels.to(device),
                 draws,
                 _real_statistics(batch, draws, config, discrepancy, device),
-                None if partners is None else real.floats(partners[rows]).to(device),
+                None if partners is None else Partners(real, partners[rows], device),
                 config.lambda_reg,
                 config.micro_batch,
                 config.precision,
                 discrepancy,
             )
-            positions = rows.to(device)
-            gradient, l_con, r = latent_gradient(problem, optimiser.latents[positions])
-            optimiser.step(positions, gradient)
+            l_con, r = _descend(problem, optimiser, rows.to(device))
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
             curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)
         curves[:3, step] /= len({where[0] for where, _ in dealt})
@@ -249,6 +297,17 @@ def condense(
             "config": config.model_dump(),
             "start": bank.stage,
         },
+    )
+
+
+def _descend(
+    problem: Problem, optimiser: LatentAdam | LatentSGD, rows: Int[Tensor, " n"]
+) -> tuple[float, float]:
+    """One step of the latents at these rows of the bank; the values of L_con and R before it."""
+    return descend(
+        problem,
+        lambda chunk: optimiser.latents[rows[chunk]],
+        lambda chunk, gradient: optimiser.step(rows[chunk], gradient),
     )
 
 

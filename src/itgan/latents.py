@@ -50,7 +50,7 @@ class LatentBank:
                 f"latent bank: {n} latents, but labels of shape {tuple(self.labels.shape)} and "
                 f"rows of shape {tuple(self.rows.shape)}; give one of each per latent"
             )
-        if not self.latents.isfinite().all():
+        if not torch.stack(self.latents.aminmax()).isfinite().all():  # NaN is least and greatest
             raise InputError("latent bank: latents hold NaN or infinity")
 
     def __len__(self) -> int:
