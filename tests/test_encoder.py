@@ -68,6 +68,27 @@ def test_the_first_losses_in_closed_form(make, generator):
     assert still.history["refined"][0] == pytest.approx(float(eq8.detach()), rel=1e-4)
 
 
+def test_the_rate_falls_to_zero_twice(make, monkeypatch):
+    seen = []
+
+    class Adam(torch.optim.Adam):
+        def step(self):
+            seen.append(self.param_groups[0]["lr"])
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    train_encoder(make(learning_rate=0.012))
+    assert seen == pytest.approx([0.012, 0.009, 0.006, 0.003, 0.004, 0.008 / 3, 0.004 / 3])
+
+
+def test_the_number_of_weights():
+    # Two blocks of 64: 3*64*9 + 64 + 2*64, 64*64*9 + 64 + 2*64; then 1024 -> 512, 2 x 10 x 512,
+    # 512 -> 128.
+    spec = EncoderSpec((3, 16, 16), 10, (128,), 64)
+    expected = 1_920 + 37_056 + 1024 * 512 + 512 + 2 * 10 * 512 + 512 * 128 + 128
+    assert sum(p.numel() for p in spec.build().parameters()) == expected == 639_680
+
+
 def test_pairs_teach_and_real_images_refine(make, images):
     every = torch.arange(len(images))
 

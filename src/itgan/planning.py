@@ -122,7 +122,7 @@ def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int,
         return images * len(missing), per_step * config.condensation.steps * len(missing)
     sources = [cell.determinants["source"] for cell in missing]
     whole, fresh = sources.count("real"), sources.count("gan-fresh")
-    generated = len(rows) * sum(s not in ("real", "random", "gan-fresh") for s in sources)
+    generated = len(rows) * sum(s in ("gan", "inversion", "itgan") for s in sources)
     batches = -(-len(rows) // config.evaluation.batch_size)
     updates = count_updates(config.evaluation, len(rows))
     generated += fresh * round(updates * len(rows) / batches)  # new images in every epoch
