@@ -12,12 +12,13 @@ import itgan.condensation
 from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation
-from itgan.condensation import Draw, Problem, condense, descend, latent_gradient
+from itgan.condensation import condense
 from itgan.configs import CondensationConfig
 from itgan.errors import InputError
 from itgan.latents import LatentAdam, LatentBank, sample_latents
 from itgan.networks import Network, build_network
 from itgan.randomness import derive
+from itgan.two_pass import Draw, Problem, descend
 
 CPU = torch.device("cpu")
 QUICK = CondensationConfig(steps=3, real_per_class=5, learning_rate=0.05)
@@ -123,6 +124,17 @@ def problem(dtype, lambda_reg, micro_batch, draws=2, strategy="color_crop_cutout
 
 def latents_for(dtype):
     return torch.randn(8, 6, generator=derive(2, "z")).to(dtype)
+
+
+def latent_gradient(problem, latents):
+    """The whole gradient, and the values of L_con and R."""
+    gradient = torch.full_like(latents, torch.nan)
+
+    def keep(positions, part):
+        assert gradient[positions].isnan().all()  # each latent once
+        gradient[positions] = part
+
+    return gradient, *descend(problem, latents.__getitem__, keep)
 
 
 def eq11(case, real, z):

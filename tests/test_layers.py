@@ -22,7 +22,7 @@ training pretraining
 embedding latents
 reconstruction matching
 encoder
-inversion
+inversion two_pass
 condensation
 sources
 baselines export foreign
