@@ -32,7 +32,9 @@ cards charts
 report
 runs
 pipeline
-planning publishing scoring inspection
+publishing scoring inspection
+studies
+reproduction planning
 cli
 """
 ORDER = {

@@ -386,3 +386,23 @@ def test_foreign_networks_that_do_not_fit_are_refused(foreign, thing, message):
 def test_a_foreign_network_that_fails_is_named(foreign):
     with pytest.raises(InputError, match="foreign_networks:Foreign fails on images"):
         build_network(f"{foreign}:Foreign", (3, 2, 2), 5)
+
+
+@pytest.mark.parametrize("name", ["vgg19@32", "convnet@16"])
+def test_a_network_enlarges_what_it_accepts(name):
+    base, _, size = name.partition("@")
+    side = int(size)
+    network = build_network(name, (1, 8, 8), 3, seed=4, mean=0.3, std=0.2).eval()
+    plain = build_network(base, (1, side, side), 3, seed=4, mean=0.3, std=0.2).eval()
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    larger = torch.nn.functional.interpolate(images, (side, side), mode="bilinear")
+    torch.testing.assert_close(network(images), plain(larger))
+    torch.testing.assert_close(network.embed(images), plain.embed(larger))
+    with pytest.raises(ValueError, match=r"given to a network for \(1, 8, 8\)"):
+        network(larger)
+
+
+@pytest.mark.parametrize("size", ["", "4", "x", "-9", "9e9"])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(InputError, match="after @ give the pixels to enlarge images of 8x8 to"):
+        build_network(f"convnet@{size}", (1, 8, 8), 3)

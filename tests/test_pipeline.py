@@ -129,7 +129,8 @@ def test_results_json_has_a_row_for_each_source(finished, digits):
     assert [row["source"] for row in rows] == list(SOURCES)
     by_source = {row["source"]: row for row in rows}
     assert {row["dataset"] for row in rows} == {"digits"}
-    assert {row["latents_per_class"] for row in rows} == {2}
+    whole = None  # is no number of latents per class
+    assert {row["latents_per_class"] for row in rows} == {2, whole}
     assert {(row["n"], row["sets"], row["std"]) for row in rows} == {(1, 1, 0)}
     images = {name: row["images"] for name, row in by_source.items()}
     assert images == {"real": len(digits.train), "gan-fresh": None} | dict.fromkeys(
@@ -357,8 +358,13 @@ def trial(*sources):
         ),
         ({"inversion": {"steps": 3}}, {"extractor"} | trial(*SOURCES[:4])),
         ({"inversion": {"extractor": {"updates": 3}}}, trial(*SOURCES[:4])),
-        ({"latents_per_class": 3}, {"extractor"}),
-        ({"seed": 1}, set()),
+        ({"latents_per_class": 3}, {"extractor"} | trial("real")),
+        ({"seed": 1}, trial("real")),
+        # Options of ways that are not taken.
+        ({"condensation": {"momentum": 0.1}}, "all"),
+        ({"condensation": {"pool": {"networks": 3}}}, "all"),
+        ({"evaluation": {"epochs": 3}}, "all"),
+        ({"evaluation": {"precision": "fp32"}}, "all"),
     ],
 )
 def test_a_change_renames_just_the_cells_that_it_reaches(experiment, change, kept):

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import itgan.planning
 from itgan import artefacts
@@ -114,4 +115,15 @@ def test_what_is_done_once_does_not_count_as_a_step(monkeypatch):
     def work(steps):
         clock[0] += 100 + 2.5 * steps
 
-    assert _per_step(work) == pytest.approx(2.5)
+    assert _per_step(work).seconds == pytest.approx(2.5)
+
+
+def test_operations_are_counted_per_step():
+    matrix, other = torch.ones(8, 16, requires_grad=True), torch.ones(16, 4)
+
+    def work(steps):
+        for _ in range(steps):
+            torch.autograd.grad((matrix @ other).sum(), matrix)
+
+    # Forward, and backward to one operand: each 8 x 16 x 4 products and as many sums.
+    assert _per_step(work).flops == 2 * (2 * 8 * 16 * 4)

@@ -3,7 +3,7 @@ import pytest
 from itgan.augment import parse_strategy
 from itgan.configs import PretrainingConfig, RunConfig
 from itgan.pretraining import parse_diffaugment
-from itgan.recipes import PRETRAININGS, RECIPES
+from itgan.recipes import PRETRAININGS, RECIPES, cifar10_cpu, cifar10_smoke, digits
 
 runs = pytest.mark.parametrize("name", RECIPES)
 pretrainings = pytest.mark.parametrize("name", PRETRAININGS)
@@ -46,7 +46,7 @@ def test_the_first_line_of_its_docstring_is_the_overview(make):
 
 
 def test_baselines_get_the_budget_and_the_augmentation_of_itgan():
-    for make in RECIPES.values():
+    for make in (digits, cifar10_smoke, cifar10_cpu):  # the others have published budgets
         config = make()
         same = ("steps", "real_per_class", "augmentation", "precision")
         ours, theirs = config.condensation.model_dump(), config.dm.model_dump()

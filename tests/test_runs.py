@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict
 
 import pytest
@@ -312,3 +314,59 @@ def test_trials_and_rows_are_written_as_plain_json(tmp_path):
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     assert [Trial(**json.loads(line)) for line in lines] == [trial(0.5), trial(0.25)]
     assert json.loads((tmp_path / "results.json").read_text()) == [{"mean": 37.5}]
+
+
+# Stores that runs share
+
+
+def counted(calls, kind="trial", **more):
+    def make(*values, checkpoint):
+        calls.append(1)
+        return trial()
+
+    return cell(compute=make, kind=kind, **more)
+
+
+def test_runs_that_share_a_store_compute_a_cell_once(tmp_path):
+    calls, store = [], tmp_path / "store"
+    one = counted(calls)
+    Run(tmp_path / "a", store).value(one)
+    assert Run(tmp_path / "b", store).done(one)
+    assert Run(tmp_path / "b", store).values([one, one]) == [trial(), trial()]
+    assert calls == [1]
+    assert not Run(tmp_path / "c").done(one)
+    assert len(artefacts.read_jsonl(tmp_path / "a" / "metrics.jsonl")) == 1
+
+
+def test_a_cell_that_another_process_computes_is_taken_from_it(tmp_path):
+    store, mine = tmp_path / "store", []
+    theirs, free = counted(mine, determinants={"x": 1}), counted(mine, determinants={"x": 2})
+    run, held = Run(tmp_path / "run", store), threading.Event()
+
+    def other():  # a lock belongs to an open file: a thread's is as good as a process's
+        with artefacts.locked(store / "locks", theirs.name):
+            held.set()
+            while not run.done(free):
+                time.sleep(0.01)
+            value = {"trial": asdict(trial(0.875))}
+            artefacts.write_json(store / "cells" / f"{theirs.name}.json", value)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with pytest.raises(artefacts.Busy):
+        run.value(theirs, wait=False)
+    assert [value.accuracy for value in run.values([theirs, free])] == [0.875, 0.5]
+    thread.join()
+    assert mine == [1]
+
+
+def test_more_sources_and_seeds_join_a_run(tmp_path):
+    run, first = Run(tmp_path), RunConfig(sources=("gan",), latent_seeds=(0, 1))
+    run.open(first)
+    run.open(first.model_copy(update={"sources": ("dm", "gan"), "network_seeds": (7,)}))
+    assert run.config().sources == ("gan", "dm")
+    assert run.config().latent_seeds == (0, 1)
+    assert run.config().network_seeds == (0, 1, 2, 7)
+    with pytest.raises(InputError, match=r"differ: seed \(0 there, 5 here\);"):
+        run.open(first.model_copy(update={"seed": 5}))

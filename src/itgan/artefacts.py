@@ -44,17 +44,50 @@ def json_digest(value: object) -> str:
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
-    """Write beside, flush to the disk, rename: the file is the old one or the new one, whole."""
+    """Write beside, flush to the disk, rename: the file is the old one or the new one, whole.
+
+    What is beside is called ``.NAME.PID``; a killed process leaves it for ``sweep``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # held while this process lives
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the new name, too
+    finally:
+        os.close(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed processes were writing here, and nothing of a process that lives.
+
+    Process numbers mean nothing to another machine or container, so a file must also be unlocked.
+    """
+    for beside in directory.glob(".*.*"):
+        owner = beside.suffix[1:]
+        if not (owner.isascii() and owner.isdigit()) or _lives(int(owner)):
+            continue
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), beside.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            beside.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def write_json(path: Path, value: object) -> None:
@@ -158,6 +191,20 @@ class Checkpoint:
         self.every_seconds = every_seconds
         self._last = time.monotonic()
 
+    def part(self, name: str | int) -> "Checkpoint":
+        """A checkpoint of its own for one of several loops; it goes when the whole is cleared."""
+        path = self.path.with_name(f"{self.path.stem}.{name}{self.path.suffix}")
+        return Checkpoint(path, f"{self.identity}/{name}", self.every_seconds)
+
+    def _files(self) -> list[Path]:
+        """Those that exist: the snapshot, and the parts' parts' too."""
+        parts = self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}")
+        return [path for path in {self.path, *parts} if path.exists()]
+
+    def begun(self) -> bool:
+        """Whether there is a snapshot to go on from."""
+        return bool(self._files())
+
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest snapshot's tensors and metadata (``step`` among them), or None."""
         if not self.path.exists():
@@ -178,8 +225,9 @@ class Checkpoint:
         return True
 
     def clear(self) -> None:
-        """Remove the snapshot: the loop has ended."""
-        self.path.unlink(missing_ok=True)
+        """Remove the snapshot and those of all parts: the loops have ended."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
@@ -197,7 +245,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a log; torn ones are left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -205,20 +253,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+class Busy(InputError):
+    """Another process works at this place."""
+
+
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Own a directory for the length of the block; another process is refused.
+def locked(directory: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+    """Own a directory, or a named part of it, for the length of the block.
 
     Raises:
-        InputError: another process works in this directory.
+        Busy: another process does, and this one is not to ``wait`` for it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    with (directory / name).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise InputError(
+            raise Busy(
                 f"{directory}: another process is working in this directory; wait for it or "
                 "give another --out"
             ) from error
+        sweep(directory)
         yield

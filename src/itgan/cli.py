@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from itgan.errors import InputError
 
 if TYPE_CHECKING:
-    from itgan.configs import RunConfig
+    from itgan.configs import RunConfig, StudyConfig
     from itgan.pipeline import Experiment
     from itgan.runs import Run
 
@@ -176,7 +176,8 @@ def _open(config: "RunConfig") -> tuple["Experiment", "Run"]:
     from itgan.pipeline import Experiment
     from itgan.runs import Run
 
-    return Experiment(config), Run(Path(config.out or ""))
+    store = None if config.cells is None else Path(config.cells)
+    return Experiment(config), Run(Path(config.out or ""), store)
 
 
 def _plan(arguments: Sequence[str]) -> None:
@@ -187,8 +188,16 @@ def _plan(arguments: Sequence[str]) -> None:
     experiment, run = _open(config)
     stages = plan(experiment, run)
     _print(config.model_dump_json(indent=1))
+    _stages(stages)
+    size = experiment.synthetic_bytes()
+    _print(f"a synthetic set takes {size:,} bytes in fp32")
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> None:
+    from itgan.planning import GPU_FLOPS
+
     _table(
-        ["stage", "cells", "done", "generated images", "minutes here"],
+        ["stage", "cells", "done", "generated images", "minutes here", "petaFLOP"],
         [
             [
                 row["stage"],
@@ -196,13 +205,16 @@ def _plan(arguments: Sequence[str]) -> None:
                 row["done"],
                 f"{row['generated']:,}",
                 f"{row['seconds'] / 60:.1f}",
+                f"{row['flops'] / 1e15:,.3g}",
             ]
             for row in stages
         ],
     )
-    total = sum(row["seconds"] for row in stages) / 60
-    size = experiment.synthetic_bytes()
-    _print(f"{total:.1f} minutes to do; a synthetic set takes {size:,} bytes in fp32")
+    here, flops = (sum(row[key] for row in stages) for key in ("seconds", "flops"))
+    _print(
+        f"{here / 60:.1f} minutes to do; at {GPU_FLOPS / 1e12:.0f} TFLOP/s, as on a GPU, "
+        f"{flops / GPU_FLOPS / 60:.1f}"
+    )
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -221,7 +233,8 @@ def _publish(experiment: "Experiment", run: "Run") -> None:
     from itgan.publishing import publish
     from itgan.report import differences_table, results_table
 
-    rows, differences, html = publish(experiment, run)
+    # The directory may hold more sources and seeds than were asked for now.
+    rows, differences, html = publish(experiment.viewing(run.config()), run)
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(results_table(rows))
     if differences:
@@ -247,9 +260,52 @@ def _report(arguments: Sequence[str]) -> None:
     """Write the tables and report.html of a run (a recipe, or its directory)."""
     config = _recipe(arguments, "report")
     experiment, run = _open(config)
-    if run.exists():
-        run.open(config)
+    if not run.exists():
+        raise InputError(f"{run.path}: no classifier has been trained yet; itgan run first")
+    run.open(config)
     _publish(experiment, run)
+
+
+def _reproduce(arguments: Sequence[str]) -> None:
+    """Compute a table or figure of the paper; prints it beside the published figures."""
+    from itgan.configs import StudyConfig
+    from itgan.studies import STUDIES
+
+    if not arguments or arguments[0].startswith("-"):
+        width = max(map(len, STUDIES))
+        lines = ["usage: itgan reproduce STUDY [--flags]", ""]
+        lines += [f"  {name:<{width}}  {study.title}" for name, study in STUDIES.items()]
+        lines += ["", "itgan reproduce STUDY --help lists the flags."]
+        if not {"-h", "--help"} & set(arguments):
+            raise InputError(f"reproduce: name a study first: {', '.join(STUDIES)}")
+        _print("\n".join(lines))
+        return
+    name = arguments[0]
+    if name not in STUDIES:
+        raise InputError(f"study {name!r}: choose one of {', '.join(STUDIES)}")
+    config = _parse(StudyConfig, arguments[1:], f"itgan reproduce {name}", StudyConfig())
+    from rich.console import Console
+
+    from itgan.reproduction import reproduce, terminal_table
+
+    out = Path(config.out or f"runs/{name}-{config.scale}")
+    if config.plan:
+        _plan_study(name, config, out)
+        return
+    rows = reproduce(name, config, out)
+    Console(width=None if sys.stdout.isatty() else 150).print(
+        terminal_table(rows, f"{STUDIES[name].title} ({config.scale} scale)")
+    )
+    _print(f"report: {out / 'report.html'}")
+
+
+def _plan_study(name: str, config: "StudyConfig", out: Path) -> None:
+    from itgan.planning import plan_all
+    from itgan.reproduction import cells_of, entries
+    from itgan.runs import Run
+
+    parts = [cells_of(entry) for entry in entries(name, config)]
+    _stages(plan_all(parts, Run(out, Path(config.cells))))
 
 
 def _pretrain(arguments: Sequence[str]) -> None:
@@ -393,6 +449,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "plan": _plan,
     "run": _run,
+    "reproduce": _reproduce,
     "pretrain": _pretrain,
     "embed": _stage("embed", "Train the extractor of a recipe."),
     "invert": _stage("invert", "Make the inverted banks of a recipe."),

@@ -3,7 +3,7 @@
 Descriptions are the command line's help texts.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -35,6 +35,25 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    def identity(self) -> dict[str, Any]:
+        """The fields that the result depends on, as JSON values."""
+        return self.model_dump(mode="json")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def with_precision(config: AnyConfig, precision: str) -> AnyConfig:
+    """A copy, in which every precision that was left open is this one."""
+    changes: dict[str, Any] = {}
+    for name in config.__class__.model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            changes[name] = with_precision(value, precision)
+        elif name == "precision" and value == "auto":
+            changes[name] = precision
+    return config.model_copy(update=changes)
+
 
 class EvaluationConfig(Config):
     """How a classifier is trained: SGD with momentum, the learning rate falls tenfold half-way."""
@@ -61,6 +80,12 @@ class EvaluationConfig(Config):
         le=1000,
         description="test accuracy is also measured this often along training, for curves",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """Updates, where given, stand in for epochs."""
+        values = super().identity()
+        del values["epochs" if self.updates else "updates"]
+        return values
 
 
 class EncoderConfig(Config):
@@ -124,6 +149,14 @@ class InversionConfig(Config):
         description="training of the feature extractor on the real images",
     )
 
+    def identity(self) -> dict[str, Any]:
+        """Without options of ways not taken; extractor and encoder are inputs of their own."""
+        values = super().identity()
+        unused = {"extractor", "encoder"}
+        unused |= set() if self.start == "best-of" else {"candidates"}
+        unused |= set() if self.tolerance else {"window"}
+        return {name: value for name, value in values.items() if name not in unused}
+
 
 class PoolConfig(Config):
     """Where the networks that images are matched in come from."""
@@ -149,6 +182,13 @@ class PoolConfig(Config):
         if low > high:
             raise ValueError(f"pool.window: {low:g} is above {high:g}; give the lower bound first")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What the snapshots depend on: neither the window nor fields that a pool overrules."""
+        training = self.training.identity()
+        for unused in ("network", "curve_points"):
+            del training[unused]
+        return {**self.model_dump(mode="json", exclude={"window"}), "training": training}
 
 
 class CondensationConfig(Config):
@@ -193,6 +233,15 @@ class CondensationConfig(Config):
         500,
         description="most images that go through the networks at once; bounds the memory",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """Without options of ways not taken; a trained pool is an input of its own."""
+        values = super().identity()
+        if self.optimiser == "adam":
+            del values["momentum"]
+        random = self.pool.kind == "random"
+        values["pool"] = "random" if random else {"window": list(self.pool.window)}
+        return values
 
 
 class DCConfig(Config):
@@ -275,10 +324,9 @@ class RunConfig(Config):
     )
     latent_seeds: Seeds = Field((0, 1, 2), description="one bank for each")
     network_seeds: Seeds = Field((0, 1, 2), description="classifiers trained on each bank")
-    validation: int = Field(
-        0,
-        ge=0,
-        description="training images held out; if any, classifiers are scored on them",
+    validation: int = Field(0, ge=0, description="training images that are held out of everything")
+    score_on: Literal["auto", "validation", "test"] = Field(
+        "auto", description="what scores classifiers: auto is the held-out images, if any"
     )
     image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None, description="bring images of mixed sizes to this many pixels"
@@ -302,6 +350,9 @@ class RunConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     seed: Seed = Field(0, description="root of every random stream")
     out: str | None = Field(None, description="run directory (default: runs/RECIPE)")
+    cells: str | None = Field(
+        None, description="store of results shared by several runs (default: the run directory)"
+    )
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> "RunConfig":
@@ -310,6 +361,25 @@ class RunConfig(Config):
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"{field}: give at least one value, each once")
         return self
+
+
+class StudyConfig(Config):
+    """How a table or figure of the paper is computed."""
+
+    scale: Literal["paper", "cpu", "smoke"] = Field(
+        "cpu", description="as published, for two CPU cores, or just once through on digits"
+    )
+    dataset: str | None = Field(None, description="where CIFAR-10 lies (default: by the scale)")
+    generator: str | None = Field(None, description="its generator (default: by the scale)")
+    dataset100: str | None = Field(None, description="where CIFAR-100 lies")
+    generator100: str | None = Field(None, description="its generator")
+    latent_seeds: Seeds | None = Field(None, description="banks (default: by the scale)")
+    network_seeds: Seeds | None = Field(None, description="classifiers on each bank")
+    only: tuple[str, ...] = Field((), description="rows or columns to compute (default: all)")
+    plan: bool = Field(False, description="print what is to be computed; start nothing")
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    out: str | None = Field(None, description="directory (default: runs/STUDY-SCALE)")
+    cells: str = Field("runs/cells", description="store of results that all studies share")
 
 
 class ScoreConfig(Config):

@@ -29,9 +29,16 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def resolve_precision(device: torch.device, precision: str) -> str:
+    """``auto`` is bf16 on an NVIDIA GPU and fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Run in bf16 where ``precision`` says so; ``auto`` is fp32 on a CPU, bf16 on a GPU."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    """Run in bf16 where ``precision``, resolved, says so."""
+    bf16 = resolve_precision(device, precision) == "bf16"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         yield

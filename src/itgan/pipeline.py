@@ -4,6 +4,8 @@ real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
              └──────────────────────────────> sources ────────┴─> trials ─> report
 """
 
+import functools
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -21,10 +23,10 @@ from itgan.baselines import (
     same_bytes_raw,
 )
 from itgan.condensation import condense
-from itgan.configs import RunConfig, Source
+from itgan.configs import RunConfig, Source, with_precision
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.dc import gradient_matching, variant
-from itgan.devices import pick_device
+from itgan.devices import pick_device, resolve_precision
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
 from itgan.encoder import Encoder, train_encoder
 from itgan.errors import InputError
@@ -35,7 +37,7 @@ from itgan.latents import LatentBank, check_images, sample_latents
 from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
 from itgan.reconstruction import Objective
-from itgan.runs import Cell, Run
+from itgan.runs import VIEWS, Cell, Run
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
@@ -43,24 +45,51 @@ from itgan.training import Source as TrainingSource
 UNGENERATED = ("real", "random", "herding", "dm", "dc")
 
 
+@functools.lru_cache(maxsize=2)  # experiments of one study share their data
+def _load(
+    dataset: str,
+    validation: int,
+    image_size: int | None,
+    image_column: str | None,
+    label_column: str | None,
+) -> Dataset:
+    return load_dataset(
+        dataset,
+        validation=validation,
+        image_size=image_size,
+        image_column=image_column,
+        label_column=label_column,
+    )
+
+
 class Experiment:
     """A configuration with its data and generator, as a graph of cells."""
 
     def __init__(self, config: RunConfig) -> None:
-        """Load nothing yet."""
-        self.config = config
+        """Load nothing yet; precisions that were left open are settled by the device."""
+        self.asked = config
+        self.config = with_precision(config, resolve_precision(pick_device(config.device), "auto"))
         self._subsets: dict[int, ImageSet] = {}
+
+    def viewing(self, config: RunConfig) -> "Experiment":
+        """The same experiment with another config's choice of sources and seeds."""
+        other = copy(self)
+        other.__dict__.pop("_trials", None)
+        views = {view: getattr(config, view) for view in VIEWS}
+        other.asked = self.asked.model_copy(update=views)
+        other.config = self.config.model_copy(update=views)
+        return other
 
     @cached_property
     def data(self) -> Dataset:
         """The data set, validation images taken out."""
         config = self.config
-        return load_dataset(
+        return _load(
             config.dataset,
-            validation=config.validation,
-            image_size=config.image_size,
-            image_column=config.image_column,
-            label_column=config.label_column,
+            config.validation,
+            config.image_size,
+            config.image_column,
+            config.label_column,
         )
 
     @cached_property
@@ -72,8 +101,15 @@ class Experiment:
 
     @cached_property
     def scored_on(self) -> ImageSet:
-        """Validation images if there are any, else test images."""
-        return self.data.validation or self.data.test
+        """Validation images if there are any, else test images; or as the config says.
+
+        Raises:
+            InputError: validation images are asked for, and none are held out.
+        """
+        data, wanted = self.data, self.config.score_on
+        if wanted == "validation" and not data.validation:
+            raise InputError("score_on=validation: no image is held out; give --validation too")
+        return data.test if wanted == "test" else data.validation or data.test
 
     def check(self) -> None:
         """Refuse now what a later stage would stumble over, hours from here.
@@ -131,7 +167,7 @@ class Experiment:
             )
 
         determinants = {
-            "config": config.model_dump(),
+            "config": config.identity(),
             "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
             "data": self.data.train.fingerprint,
             "seed": seed,
@@ -149,9 +185,9 @@ class Experiment:
             objective = Objective(self.generator, extractor, self.data.train, config)
             return train_encoder(objective, seed, checkpoint)
 
-        weights = {"lambda_pixel", "lambda_prior", "precision"}
+        weights = config.model_dump(include={"lambda_pixel", "lambda_prior", "precision"})
         determinants = {
-            "config": {**config.encoder.model_dump(), **config.model_dump(include=weights)},
+            "config": {**config.encoder.identity(), **weights},
             "generator": self.generator.fingerprint,
             "data": self.data.train.fingerprint,
             "seed": seed,
@@ -169,7 +205,7 @@ class Experiment:
             return train_pool(train, config.network, config.pool, seed, device)
 
         determinants = {
-            "config": config.pool.model_dump(exclude={"window"}),
+            "config": config.pool.identity(),
             "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
             "data": self.data.train.fingerprint,
             "seed": seed,
@@ -188,7 +224,7 @@ class Experiment:
             return invert(self.generator, rows, config, seed, extractor, checkpoint, encoder)
 
         determinants = {
-            "config": config.model_dump(exclude={"extractor", "encoder"}),
+            "config": config.identity(),
             "generator": self.generator.fingerprint,
             "images": rows.fingerprint,
             "seed": seed,
@@ -206,7 +242,7 @@ class Experiment:
             return condense(self.generator, start, self.data.train, config, seed, pool, checkpoint)
 
         determinants = {
-            "config": config.model_dump(),
+            "config": config.identity(),
             "generator": self.generator.fingerprint,
             "real": self.data.train.fingerprint,
             "seed": seed,
@@ -225,7 +261,7 @@ class Experiment:
             return distribution_matching(rows, self.data.train, config, seed, device, checkpoint)
 
         determinants = {
-            "config": config.model_dump(),
+            "config": config.identity(),
             "images": rows.fingerprint,
             "real": self.data.train.fingerprint,
             "seed": seed,
@@ -242,7 +278,7 @@ class Experiment:
             return gradient_matching(rows, self.data.train, config, seed, device, checkpoint)
 
         determinants = {
-            "config": config.model_dump(),
+            "config": config.identity(),
             "images": rows.fingerprint,
             "real": self.data.train.fingerprint,
             "seed": seed,
@@ -304,8 +340,8 @@ class Experiment:
 
     def trial(self, source: Source, latent_seed: int, network_seed: int) -> Cell:
         """One classifier, trained and scored."""
-        config = self.config.evaluation
-        per_class = self.config.latents_per_class
+        config, whole = self.config.evaluation, source == "real"
+        per_class = None if whole else self.config.latents_per_class
 
         def compute(*made: Any, checkpoint: Checkpoint) -> Trial:  # noqa: ANN401
             return evaluate(
@@ -320,14 +356,14 @@ class Experiment:
 
         determinants = {
             "source": source,
-            "config": config.model_dump(),
+            "config": config.identity(),
             "generator": None if source in UNGENERATED else self.generator.fingerprint,
             "train": self.data.train.fingerprint,
-            "rows": None if source == "real" else self.subset(latent_seed).fingerprint,
+            "rows": None if whole else self.subset(latent_seed).fingerprint,
             "scored_on": self.scored_on.fingerprint,
             "dataset": self.data.name,
             "latents_per_class": per_class,
-            "latent_seed": self._seed(latent_seed),
+            "latent_seed": None if whole else self._seed(latent_seed),
             "network_seed": network_seed,
         }
         label = f"trial of {source}, latent seed {latent_seed}, network seed {network_seed}"
@@ -374,5 +410,5 @@ def compute(experiment: Experiment, run: Run, stage: str = "evaluate") -> list[A
     experiment.check()
     cells = experiment.stage(stage)
     with artefacts.locked(run.path):
-        run.open(experiment.config)
-        return [run.value(cell) for cell in cells]
+        run.open(experiment.asked)
+        return run.values(cells)

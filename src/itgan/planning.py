@@ -1,12 +1,22 @@
-"""What a run will cost, from a few measured steps: the plan before the spend."""
+"""What experiments will cost: the plan before the spend.
+
+Steps are timed on a small batch and scaled to the real one; the same steps' floating-point
+operations give the time on a GPU.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from itgan.baselines import distribution_matching
 from itgan.condensation import condense
-from itgan.configs import EvaluationConfig, InversionConfig
+from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig
+from itgan.data import ImageSet
 from itgan.dc import gradient_matching, loops
 from itgan.embedding import RandomPool
 from itgan.encoder import train_encoder
@@ -20,162 +30,224 @@ from itgan.runs import Cell, Run, with_inputs
 from itgan.sources import FreshSamples, PixelSet
 from itgan.training import Source, count_updates
 
+STAGES = ("extractor", "encoder", "inverted", "pool", "condensed", "dm", "dc", "trial")
+PROBE = 200  # images of a measured step
+GPU_FLOPS = 30e12  # a second, of a GPU that is a fifth busy at 150 TFLOP/s in bf16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Generated images, seconds on this machine, floating-point operations."""
+
+    images: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Both, one after the other."""
+        return Cost(
+            self.images + other.images, self.seconds + other.seconds, self.flops + other.flops
+        )
+
+    def times(self, factor: float | int, images: int = 0) -> "Cost":
+        """As often, with that many images generated in all."""
+        return Cost(images, self.seconds * factor, self.flops * factor)
+
 
 def plan(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
-    """For each stage: cells done and to do, generated images, seconds from a few real steps."""
-    cells = with_inputs(experiment.trials())
-    stages: dict[str, list[Cell]] = {
-        stage: []
-        for stage in (
-            "extractor",
-            "encoder",
-            "inverted",
-            "pool",
-            "condensed",
-            "dm",
-            "dc",
-            "trial",
-        )
-    }
-    for cell in cells:
-        stages[cell.label.split()[0]].append(cell)
-    rows = []
-    for stage, members in stages.items():
-        if not members:
-            continue
-        missing = [cell for cell in members if not run.done(cell)]
-        images, seconds = _cost(experiment, stage, missing)
-        rows.append(
-            {
-                "stage": stage,
-                "cells": len(members),
-                "done": len(members) - len(missing),
-                "generated": images,
-                "seconds": seconds,
-            }
-        )
-    return rows
+    """For each stage: cells, those done, and what the others will cost."""
+    return plan_all([(experiment, experiment.trials())], run)
 
 
-def _cost(experiment: Experiment, stage: str, missing: list[Cell]) -> tuple[int, float]:
-    """Generated images and seconds of the cells that are still to be computed."""
-    if not missing:
-        return 0, 0.0
-    config = experiment.config
-    rows = experiment.subset(config.latent_seeds[0])
-    if stage == "extractor":
-        training = config.inversion.extractor
-        source = PixelSet(experiment.data.train.images, experiment.data.train.labels)
-        return 0, _training_seconds(experiment, source, training, scored=False)
-    if stage == "pool":
-        settings = config.condensation.pool
-        source = PixelSet(experiment.data.train.images, experiment.data.train.labels)
-        each = _training_seconds(experiment, source, settings.training, scored=False)
-        return 0, each * settings.networks
-    if stage == "encoder":
-        return _encoder_cost(experiment)
-    if stage == "inverted":
-        settings = config.inversion
-        batch = rows.select(range(min(len(rows), settings.batch_size)))
-        extractor = _untrained(experiment, settings.extractor)
-        per_step = _per_step(
-            lambda steps: invert(
-                experiment.generator,
-                batch,
-                # Early leaving is left out: the plan is what it costs at most.
-                InversionConfig(
-                    steps=steps, batch_size=settings.batch_size, precision=settings.precision
-                ),
-                extractor=extractor,
-            )
-        )
-        attempts = len(rows) + round(settings.restart_share * len(rows)) + settings.control
-        batches = -(-attempts // settings.batch_size)
-        looks = settings.candidates if settings.start == "best-of" else 0
-        images = attempts * (settings.steps + looks)
-        seconds = per_step * (settings.steps + looks) * batches
-        return images * len(missing), seconds * len(missing)
-    if stage == "dm":
-        per_step = _per_step(
-            lambda steps: distribution_matching(
-                rows,
-                experiment.data.train,
-                config.dm.model_copy(update={"steps": steps}),
-                device=experiment.generator.device,
-            )
-        )
-        return 0, per_step * config.dm.steps * len(missing)
-    if stage == "dc":
-        return 0, _dc_seconds(experiment) * len(missing)
-    if stage == "condensed":
-        bank = sample_latents(experiment.generator, rows)
-        per_step = _per_step(
-            lambda steps: condense(
-                experiment.generator,
-                bank,
-                experiment.data.train,
-                config.condensation.model_copy(update={"steps": steps}),
-                pool=RandomPool(config.condensation.network, experiment.data.train),
-            )
-        )
-        images = len(rows) * config.condensation.steps
-        return images * len(missing), per_step * config.condensation.steps * len(missing)
-    sources = [cell.determinants["source"] for cell in missing]
-    whole, fresh = sources.count("real"), sources.count("gan-fresh")
-    generated = len(rows) * sum(s in ("gan", "inversion", "itgan") for s in sources)
-    batches = -(-len(rows) // config.evaluation.batch_size)
-    updates = count_updates(config.evaluation, len(rows))
-    generated += fresh * round(updates * len(rows) / batches)  # new images in every epoch
-    train = experiment.data.train
-    seconds = 0.0
-    for source, count in (
-        (PixelSet(train.images, train.labels), whole),
-        (FreshSamples(experiment.generator, rows.labels), fresh),
-        (PixelSet(rows.images, rows.labels), len(sources) - whole - fresh),
-    ):
-        if count:
-            seconds += count * _training_seconds(
-                experiment, source, config.evaluation, scored=True
-            )
-    return generated, seconds
+def plan_all(parts: Iterable[tuple[Experiment, list[Cell]]], run: Run) -> list[dict[str, Any]]:
+    """The same for several experiments, whose common cells count once."""
+    counted: set[str] = set()
+    cells, done = dict.fromkeys(STAGES, 0), dict.fromkeys(STAGES, 0)
+    costs = {stage: Cost() for stage in STAGES}
+    for experiment, trials in parts:
+        missing: dict[str, list[Cell]] = {}
+        for cell in with_inputs(trials):
+            if cell.name in counted:
+                continue
+            counted.add(cell.name)
+            stage = cell.label.split()[0]
+            cells[stage] += 1
+            if run.done(cell):
+                done[stage] += 1
+            else:
+                missing.setdefault(stage, []).append(cell)
+        for stage, members in missing.items():
+            costs[stage] += _COSTS[stage](experiment, members)
+    return [
+        {
+            "stage": stage,
+            "cells": cells[stage],
+            "done": done[stage],
+            "generated": costs[stage].images,
+            "seconds": costs[stage].seconds,
+            "flops": costs[stage].flops,
+        }
+        for stage in STAGES
+        if cells[stage]
+    ]
 
 
-def _encoder_cost(experiment: Experiment) -> tuple[int, float]:
-    """Generated images and seconds of the encoder's training."""
-    settings = experiment.config.inversion
-    config, train = settings.encoder, experiment.data.train
+def _extractor(experiment: Experiment, missing: list[Cell]) -> Cost:
+    training = experiment.config.inversion.extractor
+    return _training(experiment, _whole(experiment), training, scored=False).times(len(missing))
+
+
+def _pool(experiment: Experiment, missing: list[Cell]) -> Cost:
+    settings = experiment.config.condensation.pool
+    training = settings.training.model_copy(
+        update={"network": experiment.config.condensation.network}
+    )
+    each = _training(experiment, _whole(experiment), training, scored=False)
+    return each.times(settings.networks * len(missing))
+
+
+def _inverted(experiment: Experiment, missing: list[Cell]) -> Cost:
+    settings, rows = experiment.config.inversion, _rows(experiment)
+    few = rows.select(range(min(len(rows), settings.batch_size, PROBE)))
     extractor = _untrained(experiment, settings.extractor)
 
-    def train_for(pairs: int, refined: int) -> object:
+    plain = InversionConfig(batch_size=settings.batch_size, precision=settings.precision)
+
+    def work(steps: int) -> object:
+        changed = plain.model_copy(update={"steps": steps})
+        return invert(experiment.generator, few, changed, extractor=extractor)
+
+    # At most: who leaves early is not known before. A look is counted as a step.
+    looks = settings.candidates if settings.start == "best-of" else 0
+    attempts = len(rows) + round(settings.restart_share * len(rows)) + settings.control
+    images = attempts * (settings.steps + looks) * len(missing)
+    return _per_step(work).times(images / len(few), images)
+
+
+def _encoder(experiment: Experiment, missing: list[Cell]) -> Cost:
+    settings, train = experiment.config.inversion, experiment.data.train
+    config, extractor = settings.encoder, _untrained(experiment, settings.extractor)
+
+    def work(pairs: int, refined: int) -> object:
         short = config.model_copy(update={"pair_steps": pairs, "refine_steps": refined})
-        inversion = settings.model_copy(update={"encoder": short})
-        return train_encoder(Objective(experiment.generator, extractor, train, inversion))
+        changed = settings.model_copy(update={"encoder": short})
+        return train_encoder(Objective(experiment.generator, extractor, train, changed))
 
-    seconds = _per_step(lambda steps: train_for(steps, 0)) * config.pair_steps
+    pairs, refined = config.batch_size, min(config.batch_size, len(train))
+    cost = _per_step(lambda steps: work(steps, 0)).times(
+        config.pair_steps, pairs * config.pair_steps
+    )
     if config.refine_steps:
-        seconds += _per_step(lambda steps: train_for(1, steps)) * config.refine_steps
-    refined = min(config.batch_size, len(train)) * config.refine_steps
-    return config.batch_size * config.pair_steps + refined, seconds
+        each = _per_step(lambda steps: work(1, steps))
+        cost += each.times(config.refine_steps, refined * config.refine_steps)
+    return cost
 
 
-def _dc_seconds(experiment: Experiment) -> float:
-    """Seconds of one set by DC: its steps of the images, and the epochs between them."""
-    config = experiment.config.dc
-    rows = experiment.subset(experiment.config.latent_seeds[0])
+def _condensed(experiment: Experiment, missing: list[Cell]) -> Cost:
+    settings, rows = experiment.config.condensation, _rows(experiment)
+    train = experiment.data.train
+    few, short, factor = _smaller(rows, settings)
+    bank = sample_latents(experiment.generator, few)
+    pool = RandomPool(settings.network, train)
+
+    def work(steps: int) -> object:
+        changed = short.model_copy(update={"steps": steps})
+        return condense(experiment.generator, bank, train, changed, pool=pool)
+
+    images = len(rows) * settings.steps * len(missing)
+    return _per_step(work).times(factor * settings.steps * len(missing), images)
+
+
+def _dm(experiment: Experiment, missing: list[Cell]) -> Cost:
+    settings = experiment.config.dm
+    few, short, factor = _smaller(_rows(experiment), settings)
+
+    def work(steps: int) -> object:
+        changed = short.model_copy(update={"steps": steps})
+        device = experiment.generator.device
+        return distribution_matching(few, experiment.data.train, changed, device=device)
+
+    return _per_step(work).times(factor * settings.steps * len(missing))
+
+
+def _dc(experiment: Experiment, missing: list[Cell]) -> Cost:
+    config, rows = experiment.config.dc, _rows(experiment)
     outer, epochs = loops(config, int(rows.labels.bincount().max()))
 
-    def match(networks: int, image_steps: int, epochs: int) -> object:
+    def work(networks: int, image_steps: int, epochs: int) -> object:
         short = {"steps": networks, "image_steps": image_steps, "network_epochs": epochs}
-        settings = config.model_copy(update=short)
-        device = experiment.generator.device
-        return gradient_matching(rows, experiment.data.train, settings, device=device)
+        changed, device = config.model_copy(update=short), experiment.generator.device
+        return gradient_matching(rows, experiment.data.train, changed, device=device)
 
-    seconds = _per_step(lambda steps: match(steps, 1, 0)) * config.steps * outer
+    cost = _per_step(lambda steps: work(steps, 1, 0)).times(config.steps * outer)
     if outer > 1 and epochs:
-        seconds += (
-            _per_step(lambda steps: match(1, 2, steps)) * config.steps * (outer - 1) * epochs
-        )
-    return seconds
+        each = _per_step(lambda steps: work(1, 2, steps))
+        cost += each.times(config.steps * (outer - 1) * epochs)
+    return cost.times(len(missing))
+
+
+def _trial(experiment: Experiment, missing: list[Cell]) -> Cost:
+    config, rows = experiment.config, _rows(experiment)
+    sources = [cell.determinants["source"] for cell in missing]
+    whole, fresh = sources.count("real"), sources.count("gan-fresh")
+    stored = sum(source in ("gan", "inversion", "itgan") for source in sources)
+    batches = -(-len(rows) // config.evaluation.batch_size)
+    updates = count_updates(config.evaluation, len(rows))
+    images = round(updates * len(rows) / batches)  # new ones in every epoch
+    total = Cost(images=len(rows) * stored)
+    for source, count, generated in (
+        (_whole(experiment), whole, 0),
+        (FreshSamples(experiment.generator, rows.labels), fresh, images),
+        (PixelSet(rows.images, rows.labels), len(sources) - whole - fresh, 0),
+    ):
+        if count:
+            each = _training(experiment, source, config.evaluation, scored=True)
+            total += each.times(count, count * generated)
+    return total
+
+
+_COSTS: dict[str, Callable[[Experiment, list[Cell]], Cost]] = {
+    "extractor": _extractor,
+    "encoder": _encoder,
+    "inverted": _inverted,
+    "pool": _pool,
+    "condensed": _condensed,
+    "dm": _dm,
+    "dc": _dc,
+    "trial": _trial,
+}
+
+
+def _rows(experiment: Experiment) -> ImageSet:
+    return experiment.subset(experiment.config.latent_seeds[0])
+
+
+def _whole(experiment: Experiment) -> PixelSet:
+    train = experiment.data.train
+    return PixelSet(train.images, train.labels)
+
+
+def _smaller(
+    rows: ImageSet, config: CondensationConfig
+) -> tuple[ImageSet, CondensationConfig, float]:
+    """Rows and a config for a step of about PROBE images, and how much dearer the real one is.
+
+    A step visits every shard, and each visit has a real batch of its own.
+    """
+    most = int(rows.labels.bincount().max())
+    shard = min(config.shard_per_class or most, most)
+    shards = -(-most // shard)
+    share = min(1.0, PROBE / (rows.num_classes * (shard + config.real_per_class)))
+    few = max(1, round(share * shard))
+    short = config.model_copy(
+        update={
+            "shard_per_class": None,
+            "real_per_class": max(1, round(share * config.real_per_class)),
+        }
+    )
+    members = [rows.class_indices(label)[:few] for label in range(rows.num_classes)]
+    factor = shards * (shard + config.real_per_class) / (few + short.real_per_class)
+    return rows.select(torch.cat(members)), short, factor
 
 
 def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:
@@ -189,31 +261,53 @@ def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:
     )
 
 
-def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> float:
-    """Seconds per step: the difference of two short runs, which cancels what is done once."""
+class _Counter(TorchDispatchMode):
+    """Counts floating-point operations; torch's own mode cannot stand ``autograd.grad``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:  # noqa: ANN001, ANN401
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += count(*args, **kwargs, out_val=result)
+        return result
+
+
+def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> Cost:
+    """The cost of a step: the difference of two short runs, which cancels what is done once."""
+    counts = []
+    for steps in (few, few + 1):
+        with _Counter() as counter, torch.compiler.set_stance("force_eager"):
+            work(steps)
+        counts.append(counter.total)
     work(few)
     timings = []
     for steps in (few, more):
         begun = time.perf_counter()
         work(steps)
         timings.append(time.perf_counter() - begun)
-    return max(0.0, timings[1] - timings[0]) / (more - few)
+    seconds = max(0.0, timings[1] - timings[0]) / (more - few)
+    return Cost(seconds=seconds, flops=float(counts[1] - counts[0]))
 
 
-def _training_seconds(
+def _training(
     experiment: Experiment, source: Source, config: EvaluationConfig, *, scored: bool
-) -> float:
+) -> Cost:
     device, scores = experiment.config.device, experiment.scored_on
-    probe = scores.select(range(min(len(scores), 200)))
+    probe = scores.select(range(min(len(scores), PROBE)))
 
     def work(updates: int) -> object:
         short = config.model_copy(update={"updates": updates, "curve_points": 0})
         return evaluate(source, probe, short, [0], device)
 
-    seconds = _per_step(work) * count_updates(config, len(source))
+    cost = _per_step(work).times(count_updates(config, len(source)))
     if scored:
         begun = time.perf_counter()
         work(1)
         once = time.perf_counter() - begun
-        seconds += once * len(scores) / len(probe) * max(1, config.curve_points)
-    return seconds
+        factor = len(scores) / len(probe) * max(1, config.curve_points)
+        cost += Cost(seconds=once * factor)
+    return cost

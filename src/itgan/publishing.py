@@ -66,7 +66,7 @@ def publish(
             synthetic = experiment.synthetic(run.value(cell), latent_seed)
             synthetic.save(run.path / "sets" / f"itgan-{latent_seed}.itgan.safetensors")
     missing = len(experiment.trials()) - len(trials)
-    scored = "validation" if experiment.data.validation else "test"
+    scored = "test" if experiment.scored_on is experiment.data.test else "validation"
     notes = [
         f"Accuracy is on {len(experiment.scored_on):,} real {scored} images, after the last "
         "step of training.",
@@ -80,8 +80,8 @@ def publish(
         run.path,
         title=f"{config.recipe} on {experiment.data.name}",
         rows=rows,
-        curves=[*_loss_curves(experiment, run), *_accuracy_curves(trials)],
-        gallery=_gallery(experiment, run),
+        curves=[*_loss_curves(experiment, run), *accuracy_curves(trials)],
+        gallery=picture_stages(experiment, run),
         config=config.model_dump(mode="json"),
         environment=environment(),
         notes=notes,
@@ -109,7 +109,8 @@ def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
     return curves
 
 
-def _accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
+def accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
+    """Accuracy along the training, one chart, where trials have measured it."""
     series: dict[str, list[tuple[list[float], list[float]]]] = {}
     for trial in trials:
         if len(trial.curve) > 1:
@@ -119,7 +120,7 @@ def _accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
     return [Curve("Classifiers", "update", "accuracy on real images, %", series)] if series else []
 
 
-def _gallery(experiment: Experiment, run: Run, per_class: int = 8) -> Gallery | None:
+def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gallery | None:
     """Real, inverted and condensed images of the same rows, from the first bank."""
     seed = experiment.config.latent_seeds[0]
     rows = experiment.subset(seed)

@@ -7,6 +7,7 @@ from itgan.configs import (
     DCConfig,
     EvaluationConfig,
     InversionConfig,
+    PoolConfig,
     PretrainingConfig,
     RunConfig,
 )
@@ -67,9 +68,113 @@ def cifar10_smoke() -> RunConfig:
     )
 
 
+def cifar10_cpu() -> RunConfig:
+    """Ten classes of real colour images at 50 latents per class, for two CPU cores."""
+    training = EvaluationConfig(updates=200, precision="bf16", compile=True)
+    condensation = CondensationConfig(steps=300, real_per_class=128, precision="bf16")
+    return RunConfig(
+        recipe="cifar10-cpu",
+        dataset="cifar10-jpeg",
+        generator="biggan-cifar10-cpu",
+        latents_per_class=50,
+        validation=5000,
+        score_on="test",
+        sources=("random", "random-raw", "random-jpeg", "gan", "gan-fresh", "inversion", "itgan"),
+        latent_seeds=(0, 1, 2, 3, 4, 5),
+        network_seeds=(0, 1),
+        inversion=InversionConfig(
+            steps=250,
+            precision="bf16",
+            extractor=training.model_copy(update={"updates": 3000}),
+        ),
+        condensation=condensation,
+        dm=condensation.model_copy(update={"optimiser": "sgd", "learning_rate": 1.0}),
+        evaluation=training,
+    )
+
+
+def _paper(name: str, classes: int, shard: int) -> RunConfig:
+    """The settings of the published experiments on a whole training set."""
+    return RunConfig(
+        recipe=name,
+        dataset=f"hf:uoft-cs/cifar{classes}",
+        generator=f"runs/pretrain-cifar{classes}/generator.safetensors",
+        latents_per_class=None,
+        sources=("real", "gan", "gan-fresh", "inversion", "itgan"),
+        inversion=InversionConfig(steps=5000, extractor=EvaluationConfig()),
+        condensation=CondensationConfig(
+            steps=5000, learning_rate=0.001, shard_per_class=shard, real_per_class=500
+        ),
+        dm=CondensationConfig(
+            steps=20_000, optimiser="sgd", learning_rate=10.0, real_per_class=256
+        ),
+        evaluation=EvaluationConfig(network="resnet18"),
+    )
+
+
+def _condensing(config: RunConfig, **changes: object) -> RunConfig:
+    condensation = config.condensation.model_copy(update=changes)
+    return config.model_copy(update={"condensation": condensation})
+
+
+def _snapshots(low: float) -> PoolConfig:
+    return PoolConfig(
+        kind="snapshots", networks=100, window=(low, 1.0), training=EvaluationConfig()
+    )
+
+
+def cifar10_paper() -> RunConfig:
+    """The paper's whole-set experiment on CIFAR-10, for a GPU."""
+    return _paper("cifar10-paper", 10, 1250)
+
+
+def cifar100_paper() -> RunConfig:
+    """The paper's whole-set experiment on CIFAR-100, for a GPU."""
+    return _paper("cifar100-paper", 100, 500)
+
+
+def _released_a(config: RunConfig, name: str) -> RunConfig:
+    """Untrained networks, one for each class and step, and a little of the regulariser."""
+    config = config.model_copy(update={"recipe": name})
+    return _condensing(config, steps=10_000, lambda_reg=0.001, network_per="class")
+
+
+def _released_b(config: RunConfig, name: str, low: float) -> RunConfig:
+    """Snapshots above an accuracy, which here is that on held-out training rows."""
+    config = config.model_copy(update={"recipe": name})
+    return _condensing(config, pool=_snapshots(low), network_per="class")
+
+
+def cifar10_released_a() -> RunConfig:
+    """CIFAR-10 as in one of the two released scripts: untrained networks, lambda 0.001."""
+    return _released_a(cifar10_paper(), "cifar10-released-a")
+
+
+def cifar10_released_b() -> RunConfig:
+    """CIFAR-10 as in the other: snapshots of at least 70 % accuracy, lambda 0."""
+    return _released_b(cifar10_paper(), "cifar10-released-b", 0.7)
+
+
+def cifar100_released_a() -> RunConfig:
+    """CIFAR-100 as in one of the two released scripts: untrained networks, lambda 0.001."""
+    return _released_a(cifar100_paper(), "cifar100-released-a")
+
+
+def cifar100_released_b() -> RunConfig:
+    """CIFAR-100 as in the other: snapshots of at least 40 % accuracy, lambda 0."""
+    return _released_b(cifar100_paper(), "cifar100-released-b", 0.4)
+
+
 RECIPES: Mapping[str, Callable[[], RunConfig]] = {
     "digits": digits,
     "cifar10-smoke": cifar10_smoke,
+    "cifar10-cpu": cifar10_cpu,
+    "cifar10-paper": cifar10_paper,
+    "cifar10-released-a": cifar10_released_a,
+    "cifar10-released-b": cifar10_released_b,
+    "cifar100-paper": cifar100_paper,
+    "cifar100-released-a": cifar100_released_a,
+    "cifar100-released-b": cifar100_released_b,
 }
 
 

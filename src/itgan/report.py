@@ -175,18 +175,19 @@ def _count(value: Number | None) -> str:
     return NOTHING if value is None else f"{value:,}"
 
 
-def _points(value: Number | None, sign: str = "") -> str:
+def points(value: Number | None, sign: str = "") -> str:
+    """Percent or points for people, one decimal; a dash for None."""
     return NOTHING if value is None else typeset(f"{value:{sign}.1f}")
 
 
 def _accuracy(row: Row) -> str:
-    mean, std = _points(row["mean"]), row["std"]
-    return mean if std is None else f"{mean} ± {_points(std)}"
+    mean, std = points(row["mean"]), row["std"]
+    return mean if std is None else f"{mean} ± {points(std)}"
 
 
 def _interval(row: Row, sign: str = "") -> str:
     bounds = row["ci95"] if row["n"] > 1 else None  # one trial has no spread to tell of
-    return f"[{_points(bounds[0], sign)}, {_points(bounds[1], sign)}]" if bounds else NOTHING
+    return f"[{points(bounds[0], sign)}, {points(bounds[1], sign)}]" if bounds else NOTHING
 
 
 def _size(count: Number | None) -> str:
@@ -238,8 +239,8 @@ _RESULT = [
 ]
 _DIFFERENCE = [
     _Column("a", "difference", _difference, _difference, number=False),
-    *_estimate("points", lambda row: _points(row["mean"], "+"), "+"),
-    _Column("se", "se over sets", lambda row: _points(row.get("se")), lambda row: row.get("se")),
+    *_estimate("points", lambda row: points(row["mean"], "+"), "+"),
+    _Column("se", "se over sets", lambda row: points(row.get("se")), lambda row: row.get("se")),
     _plain("n", "n", number=True),
 ]
 _KEYS = {
@@ -348,14 +349,14 @@ def _markdown_table(columns: list[_Column], rows: Sequence[Row]) -> list[str]:
         return f"| {' | '.join(cells)} |"
 
     return [
-        line(_escaped(column.title) for column in columns),
+        line(escaped(column.title) for column in columns),
         line("--:" if column.number else ":--" for column in columns),
-        *(line(_escaped(column.text(row)) for column in columns) for row in rows),
+        *(line(escaped(column.text(row)) for column in columns) for row in rows),
         "",
     ]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that markdown shows as it is, on one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     text = "".join(f"\\{c}" if c in "\\|`*_" else c for c in text)
@@ -370,14 +371,14 @@ def _markdown(
     files: Sequence[str],
 ) -> str:
     subject, columns = _columns(rows)
-    lines = [f"# {_escaped(title)}", "", ABOUT, ""]
+    lines = [f"# {escaped(title)}", "", ABOUT, ""]
     if rows:
-        lines += [*([_escaped(subject), ""] if subject else []), *_markdown_table(columns, rows)]
+        lines += [*([escaped(subject), ""] if subject else []), *_markdown_table(columns, rows)]
         lines += [*(f"- **{name}**: {text}" for name, text in _meanings(rows)), ""]
     if differences:
         lines += ["## Differences", "", *_markdown_table(_DIFFERENCE, differences)]
     if notes:
-        lines += ["## Notes", "", *(f"- {_escaped(note)}" for note in notes), ""]
+        lines += ["## Notes", "", *(f"- {escaped(note)}" for note in notes), ""]
     lines += ["## Files", "", "- [report.html](report.html): this page with curves and pictures"]
     lines += [f"- [{name}]({name})" for name in files if name != "report.html"]
     return "\n".join(lines) + "\n"

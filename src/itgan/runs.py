@@ -5,10 +5,11 @@ computed from, and how to compute it. A run directory keeps the values; to resum
 what is missing. Only this module knows the paths inside a run directory.
 """
 
+import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from itgan.evaluation import Trial
 from itgan.latents import LatentBank
 from itgan.networks import Network
 from itgan.progress import say
+
+# Raised when the same configuration begins to give other numbers: older cells are not reused.
+NUMERICS = 2
+# Fields that say where, and fields that choose among cells: neither changes a cell.
+PLACES = {"out", "cells", "device"}
+VIEWS = ("sources", "latent_seeds", "network_seeds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +56,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Stage and hash of all that determines the value."""
-        identity = [self.kind, self.determinants, [cell.name for cell in self.inputs]]
+        inputs = [cell.name for cell in self.inputs]
+        identity = [NUMERICS, self.kind, self.determinants, inputs]
         return f"{self.label.split()[0]}-{artefacts.json_digest(identity)[:16]}"
 
 
@@ -119,11 +127,15 @@ STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path, Cell], Any]]]
 
 
 class Run:
-    """A directory with the cells of one configuration."""
+    """A directory with one configuration's results, and the cells that they are views of."""
 
-    def __init__(self, path: Path) -> None:
-        """Nothing is written before it is needed."""
+    def __init__(self, path: Path, store: Path | None = None) -> None:
+        """Cells are kept in ``path``, or in a ``store`` that several runs share.
+
+        Nothing is written before it is needed.
+        """
         self.path = path
+        self.store = store or path
         self._values: dict[str, Any] = {}
 
     def exists(self) -> bool:
@@ -145,55 +157,97 @@ class Run:
             raise InputError(f"{target}: not a configuration of this itgan") from error
 
     def open(self, config: RunConfig) -> None:
-        """Claim the directory for a configuration.
+        """Claim the directory for a configuration; more sources and seeds join those it has.
 
         Raises:
             InputError: it holds another configuration's run; the message names the fields.
         """
         target = self.path / "config.json"
-        fresh = config.model_dump(mode="json", exclude={"out", "device"})
-        if target.exists():
-            # Through the config, so that fields added since then have their defaults.
-            kept = self.config().model_dump(mode="json", exclude={"out", "device"})
-            if kept != fresh:
-                fields = ", ".join(_differences(kept, fresh))
-                raise InputError(
-                    f"--out {self.path}: holds a run with another configuration; these fields "
-                    f"differ: {fields}; give another --out, or the values that it was begun with"
-                )
+        if not target.exists():
+            artefacts.write_json(self.path / "environment.json", environment())
+            artefacts.write_json(target, config.model_dump(mode="json"))
             return
-        artefacts.write_json(target, config.model_dump(mode="json"))
-        artefacts.write_json(self.path / "environment.json", environment())
+        # Through the config, so that fields added since then have their defaults.
+        kept, unlike = self.config(), PLACES | set(VIEWS)
+        fields = ", ".join(
+            _differences(
+                kept.model_dump(mode="json", exclude=unlike),
+                config.model_dump(mode="json", exclude=unlike),
+            )
+        )
+        if fields:
+            raise InputError(
+                f"--out {self.path}: holds a run with another configuration; these fields "
+                f"differ: {fields}; give another --out, or the values that it was begun with"
+            )
+        wider = {
+            view: tuple(dict.fromkeys((*getattr(kept, view), *getattr(config, view))))
+            for view in VIEWS
+        }
+        if any(wider[view] != getattr(kept, view) for view in VIEWS):
+            artefacts.write_json(target, kept.model_copy(update=wider).model_dump(mode="json"))
 
     def file(self, cell: Cell) -> Path:
         """Where a cell's value is kept."""
-        return self.path / "cells" / (cell.name + STORAGE[cell.kind][0])
+        return self.store / "cells" / (cell.name + STORAGE[cell.kind][0])
 
     def done(self, cell: Cell) -> bool:
         """Whether the value is there."""
         return self.file(cell).exists()
 
-    def value(self, cell: Cell) -> Any:  # noqa: ANN401 - what the cell computes
-        """The value of a cell, from memory, from the disk, or computed now with all it needs."""
+    def value(self, cell: Cell, *, wait: bool = True) -> Any:  # noqa: ANN401 - what it computes
+        """The value of a cell, from memory, from the disk, or computed now with all it needs.
+
+        Raises:
+            Busy: another process computes it, or what it needs, and this one is not to ``wait``.
+        """
         if cell.name in self._values:
             return self._values[cell.name]
-        path = self.file(cell)
-        _, save, load = STORAGE[cell.kind]
+        path, load = self.file(cell), STORAGE[cell.kind][2]
         if not path.exists():
-            inputs = [self.value(before) for before in cell.inputs]
-            say(f"{cell.label} ({cell.name})")
-            checkpoint = Checkpoint(self.path / "partial" / f"{cell.name}.safetensors", cell.name)
-            begun = time.perf_counter()
-            value = cell.compute(*inputs, checkpoint=checkpoint)
-            save(path, value, cell)
-            checkpoint.clear()
-            seconds = round(time.perf_counter() - begun, 3)
-            artefacts.append_jsonl(
-                self.path / "metrics.jsonl",
-                {"cell": cell.name, "label": cell.label, "seconds": seconds, **_last(value)},
-            )
+            inputs = [self.value(before, wait=wait) for before in cell.inputs]
+            with self._owned(cell, wait):
+                if not path.exists():  # another process may have been faster
+                    self._compute(cell, inputs)
         self._values[cell.name] = load(path, cell)
         return self._values[cell.name]
+
+    def values(self, cells: Sequence[Cell]) -> list[Any]:
+        """The values of cells; those that other processes compute are taken from them."""
+        waiting = list(cells)
+        while waiting:
+            busy = [cell for cell in waiting if not self._try(cell)]
+            if len(busy) == len(waiting):
+                say(f"waiting for another process: {busy[0].label}")
+                self.value(busy[0])
+            waiting = busy
+        return [self.value(cell) for cell in cells]
+
+    def _owned(self, cell: Cell, wait: bool) -> contextlib.AbstractContextManager[None]:
+        """One process computes a cell of a shared store; a run of its own is locked whole."""
+        if self.store == self.path:
+            return contextlib.nullcontext()
+        return artefacts.locked(self.store / "locks", cell.name, wait=wait)
+
+    def _try(self, cell: Cell) -> bool:
+        try:
+            self.value(cell, wait=False)
+        except artefacts.Busy:
+            return False
+        return True
+
+    def _compute(self, cell: Cell, inputs: list[Any]) -> None:
+        say(f"{cell.label} ({cell.name})")
+        checkpoint = Checkpoint(self.store / "partial" / f"{cell.name}.safetensors", cell.name)
+        begun = time.perf_counter()
+        value = cell.compute(*inputs, checkpoint=checkpoint)
+        STORAGE[cell.kind][1](self.file(cell), value, cell)
+        checkpoint.clear()
+        seconds = round(time.perf_counter() - begun, 3)
+        artefacts.append_jsonl(
+            self.path / "metrics.jsonl",
+            {"cell": cell.name, "label": cell.label, "seconds": seconds, **_last(value)},
+        )
 
     def write_trials(self, trials: Iterable[Trial], rows: list[dict[str, Any]]) -> None:
         """Write ``trials.jsonl`` and ``results.json``: views over the cells."""

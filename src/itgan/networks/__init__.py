@@ -41,6 +41,7 @@ def build_network(
     Args:
         name: One of ``NETWORKS``, or ``module:callable`` for any other: it is called with
             ``image_shape`` and ``num_classes`` and returns a module from images to logits.
+            ``NAME@32`` is the network for 32x32 pixels, which enlarges its images to that.
         image_shape: (c, h, w).
         num_classes: Number of logits.
         seed: Determines the weights. The global random state is left alone.
@@ -58,6 +59,15 @@ def build_network(
     """
     if min(image_shape) < 1 or num_classes < 1:
         raise InputError(f"network: no images of shape {image_shape} in {num_classes} classes")
+    name, enlarges, size = name.partition("@")
+    accepts = image_shape
+    if enlarges:
+        if not size.isdecimal() or not max(image_shape[1:]) <= int(size) <= 4096:
+            raise InputError(
+                f"network: {name}@{size}: after @ give the pixels to enlarge images of "
+                f"{image_shape[1]}x{image_shape[2]} to, as in {name}@64"
+            )
+        image_shape = (image_shape[0], int(size), int(size))
     only_convnet = {"width": width, "depth": depth, "activation": activation, "pooling": pooling}
     for option, value in only_convnet.items():
         if value is not None and name != "convnet":
@@ -68,13 +78,13 @@ def build_network(
         if ":" in name:
             if norm is not None:
                 raise InputError(f"norm: {name} has its own; leave it out")
-            return adopt(name, image_shape, num_classes, mean, std)
-        if name not in NETWORKS:
+            network = adopt(name, image_shape, num_classes, mean, std)
+        elif name not in NETWORKS:
             raise InputError(
                 f"network: no {name!r}; choose {', '.join(NETWORKS)} or a module:callable"
             )
-        if name == "convnet":
-            return ConvNet(
+        elif name == "convnet":
+            network = ConvNet(
                 image_shape,
                 num_classes,
                 mean,
@@ -85,4 +95,7 @@ def build_network(
                 activation=activation or "relu",
                 pooling=pooling or "avg",
             )
-        return NETWORKS[name](image_shape, num_classes, mean, std, norm=norm or "batch")
+        else:
+            network = NETWORKS[name](image_shape, num_classes, mean, std, norm=norm or "batch")
+    network.accepts = accepts
+    return network

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class Network(nn.Module):
             InputError: The constants do not fit the channels, or ``std`` is not positive.
         """
         super().__init__()
-        self.image_shape = tuple(image_shape)
+        self.image_shape = self.accepts = tuple(image_shape)
         # Not persistent: state dicts keep the keys that the field uses.
         for field, value in (("mean", mean), ("std", std)):
             constants = _per_channel(field, value, image_shape[0])
@@ -52,18 +53,22 @@ class Network(nn.Module):
         if not bool((self.std > 0).all()):
             raise InputError(f"std: {self.std.flatten().tolist()} must be positive")
 
-    def normalise(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    def normalise(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c H W"]:
         """Bring images from [-1, 1] to the space that the features see: ((x + 1)/2 - mean) / std.
+
+        A network that was built to enlarge what it ``accepts`` does so here, bilinearly.
 
         Raises:
             ValueError: The images have another shape than the network was built for.
         """
-        if tuple(images.shape[1:]) != self.image_shape:
+        if tuple(images.shape[1:]) != self.accepts:
             raise ValueError(
-                f"images of shape {tuple(images.shape[1:])} given to a network for "
-                f"{self.image_shape}"
+                f"images of shape {tuple(images.shape[1:])} given to a network for {self.accepts}"
             )
-        return (images - (2 * self.mean - 1)) / (2 * self.std)  # exact at 0.5
+        prepared = (images - (2 * self.mean - 1)) / (2 * self.std)  # exact at 0.5
+        if self.accepts == self.image_shape:
+            return prepared
+        return F.interpolate(prepared, self.image_shape[1:], mode="bilinear")
 
     def embed(
         self,

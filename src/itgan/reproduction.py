@@ -1,0 +1,231 @@
+"""Studies computed and printed: measured figures beside the published ones."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from itgan import artefacts
+from itgan.charts import Curve
+from itgan.configs import RunConfig, StudyConfig
+from itgan.errors import InputError
+from itgan.evaluation import Trial, summarize
+from itgan.pipeline import Experiment
+from itgan.publishing import accuracy_curves, picture_stages
+from itgan.report import Row, escaped, points, write_report
+from itgan.runs import Cell, Run, environment
+from itgan.studies import SCALES, STUDIES, Entry, Study, published, vary
+
+MISSING = "not measured"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An entry with its trials, in the order of its cells."""
+
+    entry: Entry
+    experiment: Experiment
+    cells: Sequence[Cell]
+    trials: Sequence[Trial]
+
+
+def entries(name: str, config: StudyConfig) -> list[Entry]:
+    """The entries of a study at a scale, on the user's data, generators and seeds.
+
+    Raises:
+        InputError: no such study, or ``only`` names no row or column of it.
+    """
+    if name not in STUDIES:
+        raise InputError(f"study {name!r}: choose one of {', '.join(STUDIES)}")
+    scale = SCALES[config.scale]()
+    whole = {dataset: _placed(base, config, dataset) for dataset, base in scale.whole.items()}
+    if config.dataset100 and config.generator100 and "CIFAR100" not in whole:
+        whole["CIFAR100"] = _placed(scale.whole["CIFAR10"], config, "CIFAR100")
+    scale = replace(
+        scale,
+        whole=whole,
+        few=_placed(scale.few, config, "CIFAR10"),
+        many=_placed(scale.many, config, "CIFAR10"),
+    )
+    found = list(STUDIES[name].entries(scale))
+    if not found:
+        raise InputError(
+            f"{name}: is about CIFAR-100, which has no small generator; give --dataset100 and "
+            "--generator100"
+        )
+    unknown = set(config.only) - {e.row for e in found} - {e.column for e in found}
+    if unknown:
+        choices = dict.fromkeys(part for e in found for part in (e.row, e.column))
+        raise InputError(f"only={min(unknown)}: choose rows or columns: {', '.join(choices)}")
+    return [e for e in found if not config.only or {e.row, e.column} & set(config.only)]
+
+
+def _placed(base: RunConfig, config: StudyConfig, dataset: str) -> RunConfig:
+    """The user's places and seeds in a scale's experiment."""
+    ten = dataset == "CIFAR10"
+    given = {
+        "dataset": config.dataset if ten else config.dataset100,
+        "generator": config.generator if ten else config.generator100,
+        "latent_seeds": config.latent_seeds,
+        "network_seeds": config.network_seeds,
+    }
+    changes = {field: value for field, value in given.items() if value is not None}
+    return vary(base, {**changes, "device": config.device})
+
+
+def cells_of(entry: Entry) -> tuple[Experiment, list[Cell]]:
+    """The trials that an entry is the mean of."""
+    experiment = Experiment(vary(entry.config, {"sources": (entry.source,)}))
+    return experiment, experiment.trials()
+
+
+def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]:
+    """Compute what is missing of a study and write its tables, curves and pictures.
+
+    Writes ``NAME.json`` (one object for each figure, with its trials), ``NAME.md`` and
+    ``report.html`` into ``out``.
+
+    Returns:
+        The objects of ``NAME.json``.
+
+    Raises:
+        InputError: no such study; a data set or generator is missing or does not fit.
+    """
+    run, measured = Run(out, Path(config.cells)), []
+    planned = [(entry, *cells_of(entry)) for entry in entries(name, config)]
+    for _, experiment, _ in planned:
+        experiment.check()
+    with artefacts.locked(out):
+        for entry, experiment, cells in planned:
+            measured.append(Measured(entry, experiment, cells, run.values(cells)))
+        rows = [_row(name, config, one) for one in measured]
+        artefacts.write_json(out / f"{name}.json", rows)
+        markdown = [f"# {STUDIES[name].title}", "", *markdown_table(rows), "", *_notes(config)]
+        artefacts.write_bytes(out / f"{name}.md", ("\n".join(markdown) + "\n").encode())
+        _report(name, config, run, measured)
+    return rows
+
+
+def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
+    (summary,) = summarize(one.trials)
+    entry = one.entry
+    printed = published().get(name, {}).get(entry.row, {}).get(entry.column)
+    return {
+        "study": name,
+        "scale": config.scale,
+        "row": entry.row,
+        "column": entry.column,
+        "published": printed,
+        **summary,
+        "updates": one.trials[0].updates,
+        "trials": [
+            {
+                "cell": cell.name,
+                "latent_seed": trial.latent_seed,
+                "network_seed": trial.network_seed,
+                "accuracy": trial.accuracy,
+            }
+            for cell, trial in zip(one.cells, one.trials, strict=True)
+        ],
+    }
+
+
+def _grid(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
+    """Rows and columns as the paper has them, those without a figure of ours too."""
+    placed = {(row["row"], row["column"]): row for row in rows}
+    study = next(iter(placed.values()))["study"]
+    paper = published().get(study, {})
+    down = list(dict.fromkeys([*paper, *(row for row, _ in placed)]))
+    across = [column for values in paper.values() for column in values]
+    across = list(dict.fromkeys([*across, *(column for _, column in placed)]))
+    return down, across, placed
+
+
+def _figure(mean: float, std: float, n: int | None = None) -> str:
+    return points(mean) if n == 1 else f"{points(mean)} ± {points(std)}"
+
+
+def _texts(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of a table: a line of ours, and one of the paper's where it has any."""
+    down, across, placed = _grid(rows)
+    study = next(iter(placed.values()))["study"]
+    lines = []
+    for row in down:
+        ours = [placed.get((row, column)) for column in across]
+        lines.append(
+            [row, *(MISSING if r is None else _figure(r["mean"], r["std"], r["n"]) for r in ours)]
+        )
+        if printed := published().get(study, {}).get(row):
+            theirs = [printed.get(column) for column in across]
+            lines.append(["  paper", *("" if f is None else _figure(*f) for f in theirs)])
+    return ["", *across], lines
+
+
+def terminal_table(rows: Iterable[Row], title: str) -> Table:
+    """A study for the terminal."""
+    head, lines = _texts(rows)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(head):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*line, style="dim" if line[0] == "  paper" else "")
+    return table
+
+
+def markdown_table(rows: Iterable[Row]) -> list[str]:
+    """A study as the lines of a markdown table."""
+    head, lines = _texts(rows)
+    written = [f"| {' | '.join(escaped(text) for text in line)} |" for line in (head, *lines)]
+    rule = "| :-- | " + " | ".join("--:" for _ in head[1:]) + " |"
+    return [written[0], rule, *written[1:]]
+
+
+def _notes(config: StudyConfig) -> list[str]:
+    scales = {
+        "paper": "At the paper's scale.",
+        "cpu": "At cpu scale: fewer latents and steps, a smaller generator, and the ConvNet where "
+        "the paper trains ResNet18. Compare the order of the figures, not their height.",
+        "smoke": "At smoke scale: digits stand in for the data sets, trained for a few steps. "
+        "These figures mean nothing but that every view can be computed.",
+    }
+    return [scales[config.scale], "Accuracy in %, mean ± standard deviation over all trials."]
+
+
+def _report(name: str, config: StudyConfig, run: Run, measured: Sequence[Measured]) -> None:
+    study = STUDIES[name]
+    named = [
+        replace(trial, variant=" ".join((one.entry.row, one.entry.column)))
+        for one in measured
+        for trial in one.trials
+    ]
+    first = measured[0]
+    gallery = picture_stages(first.experiment, run) if study.pictures else None
+    write_report(
+        run.path,
+        title=f"{study.title} ({name}, {config.scale} scale)",
+        rows=summarize(named),
+        curves=_charts(study, measured),
+        gallery=gallery,
+        config=config.model_dump(mode="json"),
+        environment=environment(),
+        notes=_notes(config),
+        files=(f"{name}.json", f"{name}.md"),
+    )
+
+
+def _charts(study: Study, measured: Sequence[Measured]) -> list[Curve]:
+    if study.curves:
+        return accuracy_curves(trial for one in measured for trial in one.trials)
+    numeric = [one for one in measured if one.entry.column.replace(".", "", 1).isdigit()]
+    if len(numeric) < len(measured):
+        return []
+    series: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for row in dict.fromkeys(one.entry.row for one in measured):
+        ones = [one for one in measured if one.entry.row == row]
+        xs = [float(one.entry.column) for one in ones]
+        accuracies = zip(*(one.trials for one in ones), strict=True)
+        series[row] = [(xs, [100 * trial.accuracy for trial in trials]) for trials in accuracies]
+    return [Curve(study.title, "", "accuracy on real images, %", series)]

@@ -1,0 +1,296 @@
+"""The paper's tables and figures: each a view over cells, in the paper's rows and columns.
+
+A study lists entries, an entry is one printed figure: the configuration and the source whose
+trials it is the mean of. Entries of several studies that come to the same cells share them.
+"""
+
+import functools
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Literal
+
+from itgan.configs import RunConfig, Source
+from itgan.recipes import cifar10_cpu, cifar10_paper, cifar100_paper, digits
+
+ScaleName = Literal["paper", "cpu", "smoke"]
+
+METHODS: Mapping[str, Source] = {
+    "GAN": "gan",
+    "Inversion": "inversion",
+    "IT-GAN": "itgan",
+    "DM": "dm",
+    "Upper-bound": "real",
+}
+NETWORKS = {
+    "ConvNet": "convnet",
+    "VGG19": "vgg19",
+    "ResNet18": "resnet18",
+    "WRN-16-8": "wrn-16-8",
+    "MobileNetV2": "mobilenetv2",
+}
+LAMBDAS = (0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+RATES = (0.001, 0.01, 0.1, 1)
+WINDOWS = {
+    "10-20": (0.1, 0.2),
+    "20-30": (0.2, 0.3),
+    "30-40": (0.3, 0.4),
+    "40-50": (0.4, 0.5),
+    "50-60": (0.5, 0.6),
+    "60-70": (0.6, 0.7),
+    ">=70": (0.7, 1.0),
+    "All": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure of a table: where it stands, and what is measured."""
+
+    row: str
+    column: str
+    config: RunConfig
+    source: Source
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the experiments are: the paper's, or small enough for two CPU cores.
+
+    Attributes:
+        whole: for each data set, the experiment of Tables 1-3 and of the curves.
+        same_bytes: for each data set, pixel images per class in the bytes of the synthetic set.
+        network: what Table 1 and the curves train.
+        across: changes to the evaluation in Tables 2 and 3, which train several networks.
+        few: the ablations that the paper runs at 100 latents per class.
+        many: those that it runs at 500.
+        shards: latents matched together for the splits 1, 2, 4 and 5 of Table 5.
+        pool: fields of the pool of Table 7.
+        sizes: latents per class of Figure 5.
+        points: of the curves of Figures 3 and 4.
+        networks: the paper's architectures.
+    """
+
+    whole: Mapping[str, RunConfig]
+    same_bytes: Mapping[str, int]
+    network: str
+    across: Mapping[str, Any]
+    few: RunConfig
+    many: RunConfig
+    shards: tuple[int, int, int, int]
+    pool: Mapping[str, Any]
+    sizes: tuple[int, ...]
+    points: int
+    networks: Mapping[str, str] = field(default_factory=lambda: NETWORKS)
+
+
+def vary(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A config with nested fields replaced, checked."""
+
+    def merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+        both = {**base, **new}
+        for key, value in new.items():
+            if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+                both[key] = merge(base[key], value)
+        return both
+
+    return RunConfig.model_validate(merge(config.model_dump(), changes))
+
+
+def paper_scale() -> Scale:
+    """As published: a GPU and days. Ablations train ResNet18, the network of most experiments."""
+    ten, hundred = cifar10_paper(), cifar100_paper()
+    ablation = {"condensation": {"lambda_reg": 0.0}}
+    return Scale(
+        whole={"CIFAR10": ten, "CIFAR100": hundred},
+        same_bytes={"CIFAR10": 1250, "CIFAR100": 125},
+        network="resnet18",
+        across={},
+        few=vary(ten, {**ablation, "latents_per_class": 100}),
+        many=vary(ten, {**ablation, "latents_per_class": 500}),
+        shards=(500, 250, 125, 100),
+        pool={"networks": 100, "training": {"epochs": 200}},
+        sizes=(50, 100, 250, 500, 1000, 1250),
+        points=200,
+    )
+
+
+def cpu_scale() -> Scale:
+    """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator."""
+    base = vary(cifar10_cpu(), {"latent_seeds": (0, 1, 2), "network_seeds": (0, 1)})
+    return Scale(
+        whole={"CIFAR10": base},
+        same_bytes={"CIFAR10": 57},
+        network="convnet",
+        across={"updates": None, "epochs": 60, "compile": False},
+        few=base,
+        many=base,
+        shards=(50, 25, 13, 10),
+        pool={"networks": 10, "snapshots": 20, "training": {"updates": 1500, "precision": "bf16"}},
+        sizes=(10, 50, 100),
+        points=20,
+    )
+
+
+def smoke_scale() -> Scale:
+    """Digits, a few steps: every view once through, to no figure's credit."""
+    short = {"updates": 4, "batch_size": 64}
+    base = vary(
+        digits(),
+        {
+            "recipe": "smoke",
+            "latents_per_class": 5,
+            "latent_seeds": (0,),
+            "network_seeds": (0,),
+            "inversion": {"steps": 2, "extractor": short},
+            "condensation": {"steps": 2, "real_per_class": 8},
+            "dm": {"steps": 2, "real_per_class": 8},
+            "evaluation": {**short, "curve_points": 0},
+        },
+    )
+    return Scale(
+        whole={"CIFAR10": base, "CIFAR100": base},
+        same_bytes={"CIFAR10": 20, "CIFAR100": 20},
+        network="convnet",
+        across={},
+        few=base,
+        many=base,
+        shards=(5, 3, 2, 1),
+        pool={
+            "networks": 2,
+            "snapshots": 60,  # so slow that some fall into every window
+            "training": {
+                "updates": 60,
+                "learning_rate": 0.002,
+                "momentum": 0.2,
+                "augmentation": "none",
+            },
+        },
+        sizes=(2, 5, 8),
+        points=2,
+        networks={**NETWORKS, "VGG19": "vgg19@32"},
+    )
+
+
+SCALES: Mapping[ScaleName, Callable[[], Scale]] = {
+    "paper": paper_scale,
+    "cpu": cpu_scale,
+    "smoke": smoke_scale,
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table or a figure of the paper."""
+
+    title: str
+    entries: Callable[[Scale], Iterator[Entry]]
+    curves: bool = False
+    pictures: bool = False
+
+
+def _table1(scale: Scale) -> Iterator[Entry]:
+    for dataset, config in scale.whole.items():
+        config = vary(config, {"evaluation": {"network": scale.network}})
+        for method in ("GAN", "Inversion", "IT-GAN", "Upper-bound"):
+            yield Entry(dataset, method, config, METHODS[method])
+
+
+def _table2(scale: Scale) -> Iterator[Entry]:
+    for dataset, config in scale.whole.items():
+        for network in ("ConvNet", "ResNet18"):
+            trained = {"evaluation": {**scale.across, "network": scale.networks[network]}}
+            for method in ("DM", "IT-GAN", "Upper-bound"):
+                size = {"latents_per_class": scale.same_bytes[dataset]} if method == "DM" else {}
+                changed = vary(config, {**trained, **size})
+                yield Entry(f"{dataset} {network}", method, changed, METHODS[method])
+
+
+def _table3(scale: Scale) -> Iterator[Entry]:
+    for dataset, config in scale.whole.items():
+        for title, network in scale.networks.items():
+            changed = vary(config, {"evaluation": {**scale.across, "network": network}})
+            yield Entry(dataset, title, changed, "itgan")
+
+
+def _table4(scale: Scale) -> Iterator[Entry]:
+    for row, matching in (("Distribution", "distribution"), ("Gradient", "gradient")):
+        for rate in RATES:
+            change = {"matching": matching, "learning_rate": rate, "lambda_reg": 0}
+            yield Entry(row, f"{rate:g}", vary(scale.few, {"condensation": change}), "itgan")
+
+
+def _table5(scale: Scale) -> Iterator[Entry]:
+    for split, shard in zip(("whole", "1/2", "1/4", "1/5"), scale.shards, strict=True):
+        change = {"shard_per_class": shard, "lambda_reg": 0, "splitting": "fixed"}
+        yield Entry("Accuracy", split, vary(scale.many, {"condensation": change}), "itgan")
+
+
+def _table6(scale: Scale) -> Iterator[Entry]:
+    for row, splitting in (("Fixed", "fixed"), ("Random", "random")):
+        for weight in LAMBDAS:
+            change = {
+                "shard_per_class": scale.shards[3],
+                "lambda_reg": weight,
+                "splitting": splitting,
+            }
+            yield Entry(row, f"{weight:g}", vary(scale.many, {"condensation": change}), "itgan")
+
+
+def _table7(scale: Scale) -> Iterator[Entry]:
+    plain = vary(scale.few, {"condensation": {"lambda_reg": 0}})
+    yield Entry("Accuracy", "Random", plain, "itgan")
+    for column, window in WINDOWS.items():
+        pool = {"kind": "snapshots", "window": window, **scale.pool}
+        yield Entry("Accuracy", column, vary(plain, {"condensation": {"pool": pool}}), "itgan")
+
+
+def _curves(dataset: str, scale: Scale) -> Iterator[Entry]:
+    if dataset in scale.whole:
+        evaluation = {"network": scale.network, "curve_points": scale.points}
+        config = vary(scale.whole[dataset], {"evaluation": evaluation})
+        for method in ("GAN", "Inversion", "IT-GAN"):
+            yield Entry(method, "Accuracy", config, METHODS[method])
+
+
+def _figure5(scale: Scale) -> Iterator[Entry]:
+    for method in ("GAN", "Inversion", "IT-GAN"):
+        for size in scale.sizes:
+            config = vary(scale.few, {"latents_per_class": size})
+            yield Entry(method, f"{size}", config, METHODS[method])
+
+
+def _figure6(scale: Scale) -> Iterator[Entry]:
+    for dataset, config in scale.whole.items():
+        changed = vary(config, {"evaluation": {"network": scale.network}})
+        yield Entry(dataset, "IT-GAN", changed, "itgan")
+
+
+STUDIES: Mapping[str, Study] = {
+    "table1": Study("Whole-set learning", _table1),
+    "table2": Study("The same storage as distribution matching in pixels", _table2),
+    "table3": Study("Generalisation across architectures", _table3),
+    "table4": Study("Distribution and gradient matching, by learning rate", _table4),
+    "table5": Study("Latents of a class that are matched together", _table5),
+    "table6": Study("Fixed and random splitting, by lambda", _table6),
+    "table7": Study("Networks to match in, by their accuracy in %", _table7),
+    "fig3": Study(
+        "Learning curves on CIFAR-10", functools.partial(_curves, "CIFAR10"), curves=True
+    ),
+    "fig4": Study(
+        "Learning curves on CIFAR-100", functools.partial(_curves, "CIFAR100"), curves=True
+    ),
+    "fig5": Study("Subsets, by latents per class", _figure5),
+    "fig6": Study("Synthetic images", _figure6, pictures=True),
+}
+
+
+@functools.cache
+def published() -> Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]:
+    """The paper's figures: study -> row -> column -> mean and standard deviation in percent."""
+    text = files("itgan").joinpath("published.toml").read_text()
+    return {
+        study: {row: {c: (m, s) for c, (m, s) in values.items()} for row, values in rows.items()}
+        for study, rows in tomllib.loads(text).items()
+    }

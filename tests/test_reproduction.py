@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from itgan import artefacts
+from itgan.cli import main
+from itgan.reproduction import markdown_table, terminal_table
+from itgan.studies import STUDIES, published
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where two studies, which have a figure in common, were computed one after the other."""
+    path = tmp_path_factory.mktemp("studies")
+    for name, more in (("table5", ()), ("table6", ("--only", "0", "1"))):
+        arguments = ("reproduce", name, "--scale", "smoke", *more, "--out", f"{path / name}")
+        assert main([*arguments, "--cells", f"{path / 'cells'}"]) == 0
+    return path
+
+
+def rows(place, name):
+    return json.loads((place / name / f"{name}.json").read_text())
+
+
+def test_every_figure_stands_beside_the_published_one(place):
+    found = {(row["row"], row["column"]): row for row in rows(place, "table5")}
+    paper = published()["table5"]["Accuracy"]
+    assert found.keys() == {("Accuracy", column) for column in paper}
+    for (_, column), row in found.items():
+        assert tuple(row["published"]) == paper[column]
+        assert row["scale"] == "smoke"
+        assert 0 < row["mean"] < 100
+
+
+def test_every_figure_traces_to_trials_that_were_trained(place):
+    for name in ("table5", "table6"):
+        for row in rows(place, name):
+            assert row["updates"] > 0
+            assert len(row["trials"]) == row["n"] > 0
+            for trial in row["trials"]:
+                kept = artefacts.read_json(place / "cells" / "cells" / f"{trial['cell']}.json")[
+                    "trial"
+                ]
+                assert kept["updates"] > 0
+                assert kept["accuracy"] == trial["accuracy"]
+                assert row["mean"] == pytest.approx(100 * kept["accuracy"], abs=1e-3)
+
+
+def test_a_figure_of_two_tables_is_computed_once(place):
+    split = {row["column"]: row for row in rows(place, "table5")}["1/5"]
+    fixed = {(row["row"], row["column"]): row for row in rows(place, "table6")}["Fixed", "0"]
+    assert split["trials"] == fixed["trials"]
+    computed = [row["cell"] for row in artefacts.read_jsonl(place / "table6" / "metrics.jsonl")]
+    assert split["trials"][0]["cell"] not in computed
+    assert len(computed) == 3 * 2  # a bank and a trial for each of the other three figures
+
+
+def test_what_was_not_measured_is_said(place, capsys):
+    lines = markdown_table(rows(place, "table6"))
+    assert lines[0].startswith("|  | 0 | 0.001 |")
+    ours, paper = (line.split(" | ") for line in lines[2:4])
+    assert ours[0] == "| Fixed"
+    assert ours[2] == "not measured"
+    assert ours[1] != "not measured" != ours[9]
+    assert paper[1:3] == ["70.6 ± 0.8", "71.1 ± 0.5"]
+    assert (place / "table6" / "table6.md").read_text().splitlines()[2:4] == lines[:2]
+    assert terminal_table(rows(place, "table6"), "title").row_count == 4
+
+
+def test_a_page_is_written(place):
+    page = (place / "table5" / "report.html").read_text()
+    assert STUDIES["table5"].title in page
+    assert "These figures mean nothing" in page
+
+
+def test_a_plan_starts_nothing(tmp_path, capsys):
+    places = ("--out", f"{tmp_path / 'out'}", "--cells", f"{tmp_path / 'cells'}")
+    arguments = ("reproduce", "table5", "--scale", "smoke", "--only", "1/5", "--plan")
+    assert main([*arguments, *places]) == 0
+    said = capsys.readouterr().out
+    assert "condensed" in said
+    assert "minutes to do; at 30 TFLOP/s" in said
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "itgan: reproduce: name a study first: table1, "),
+        (("table9",), "itgan: study 'table9': choose one of table1, "),
+        (("fig4",), "itgan: fig4: is about CIFAR-100, "),
+        (("table1", "--only", "ResNet"), "itgan: only=ResNet: choose rows or columns: CIFAR10, "),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_in_a_line(arguments, line, capsys, tmp_path):
+    code = main(["reproduce", *arguments, *(("--out", f"{tmp_path}/x") if arguments else ())])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.startswith(line)
+    assert said.count("\n") == 1
+    assert not any(tmp_path.iterdir())
