@@ -83,7 +83,11 @@ def test_encoders_and_dc_are_planned(experiment, tmp_path):
     assert rows["dc"]["seconds"] > 0
     assert rows["trial"]["generated"] == 20 * 2 * 2  # sets, networks; DC needs no generator
     best = RunConfig.model_validate(
-        {**config.model_dump(), "inversion": {"start": "best-of", "candidates": 5, "steps": 2}}
+        {
+            **config.model_dump(),
+            "inversion": {"start": "best-of", "candidates": 5, "steps": 2},
+            "sources": ("inversion",),
+        }
     )
     made = Experiment(best)
     made.data = experiment.data

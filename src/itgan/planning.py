@@ -172,17 +172,24 @@ def _dm(experiment: Experiment, missing: list[Cell]) -> Cost:
 
 def _dc(experiment: Experiment, missing: list[Cell]) -> Cost:
     config, rows = experiment.config.dc, _rows(experiment)
-    outer, epochs = loops(config, int(rows.labels.bincount().max()))
+    most, real = int(rows.labels.bincount().max()), config.real_per_class
+    outer, epochs = loops(config, most)
+    share = min(1.0, PROBE / (rows.num_classes * (most + real)))
+    each, batch = max(1, round(share * most)), max(1, round(share * real))
+    members = [rows.class_indices(label)[:each] for label in range(rows.num_classes)]
+    few = rows.select(torch.cat(members))
 
     def work(networks: int, image_steps: int, epochs: int) -> object:
         short = {"steps": networks, "image_steps": image_steps, "network_epochs": epochs}
-        changed, device = config.model_copy(update=short), experiment.generator.device
-        return gradient_matching(rows, experiment.data.train, changed, device=device)
+        changed = config.model_copy(update={**short, "real_per_class": batch})
+        device = experiment.generator.device
+        return gradient_matching(few, experiment.data.train, changed, device=device)
 
-    cost = _per_step(lambda steps: work(steps, 1, 0)).times(config.steps * outer)
+    image_steps = config.steps * outer * (most + real) / (each + batch)
+    cost = _per_step(lambda steps: work(steps, 1, 0)).times(image_steps)
     if outer > 1 and epochs:
-        each = _per_step(lambda steps: work(1, 2, steps))
-        cost += each.times(config.steps * (outer - 1) * epochs)
+        passes = config.steps * (outer - 1) * epochs * len(rows) / len(few)
+        cost += _per_step(lambda steps: work(1, 2, steps)).times(passes)
     return cost.times(len(missing))
 
 
