@@ -10,6 +10,7 @@ the worst images may start once more from another point; the better latent is ke
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -86,7 +87,7 @@ def invert(
         images.labels.clone(),
         images.rows.clone(),
         "inverted",
-        {},
+        history,
         {"generator": generator.fingerprint, "seed": seed, "config": config.model_dump()},
     )
     history["psnr"] = [psnr(generator, bank, images)]
@@ -94,7 +95,7 @@ def invert(
         few = images.select(torch.linspace(0, len(images) - 1, config.control).long().unique())
         found = self_inversion(generator, few, config, seed, extractor, encoder)
         history |= {f"control_{name}": [value] for name, value in found.items()}
-    return LatentBank(bank.latents, bank.labels, bank.rows, "inverted", history, bank.provenance)
+    return bank
 
 
 def self_inversion(
@@ -123,9 +124,7 @@ def self_inversion(
                 true.split(config.batch_size), images.labels.split(config.batch_size), strict=True
             )
         ]
-    own = ImageSet(
-        torch.cat(made), images.labels, images.rows, images.class_names, images.mean, images.std
-    )
+    own = replace(images, images=torch.cat(made))
     bank = invert(generator, own, config, seed, extractor, encoder=encoder)
     pairs = torch.stack([true.flatten(1), bank.latents.flatten(1)])
     pairs = pairs - pairs.mean(2, keepdim=True)
