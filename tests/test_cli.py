@@ -382,7 +382,7 @@ def test_banks_are_merged(done, refused, bank):
 def test_an_inversion_with_every_option_from_the_command_line(done, file):
     flags = [
         *shlex.split("--inversion.start encoder --inversion.encoder.pair-steps 2"),
-        *shlex.split("--inversion.encoder.refine-steps 2 --inversion.encoder.width 8"),
+        *shlex.split("--inversion.encoder.refine-steps 2 --inversion.encoder.width 2"),
         *shlex.split("--inversion.control 5 --inversion.tolerance 0.5 --inversion.window 1"),
         *shlex.split("--inversion.restart-share 0.1 --inversion.lambda-prior 0.01"),
     ]

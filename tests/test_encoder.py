@@ -15,7 +15,7 @@ from itgan.progress import track
 from itgan.randomness import derive
 from itgan.reconstruction import Objective
 
-SHORT = {"width": 8, "pair_steps": 4, "refine_steps": 3, "batch_size": 8}
+SHORT = {"width": 2, "pair_steps": 4, "refine_steps": 3, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")

@@ -242,7 +242,7 @@ def test_an_encoder_from_elsewhere_gives_the_start(generator, extractor):
 
 
 def test_without_an_encoder_one_is_trained(generator, extractor, few):
-    short = {"pair_steps": 2, "refine_steps": 1, "batch_size": 4, "width": 4}
+    short = {"pair_steps": 2, "refine_steps": 1, "batch_size": 4, "width": 1}
     config = InversionConfig(steps=1, start="encoder", encoder=short)
     bank = invert(generator, few, config, seed=6, extractor=extractor)
     objective = Objective(generator, extractor, few, config)

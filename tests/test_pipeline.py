@@ -461,7 +461,7 @@ def test_dc_is_a_source_of_pixels(experiment, tmp_path, augmentation):
     assert changed == {"dc bank, latent seed 0"} | trial("dc")
 
 
-ENCODER = {"start": "encoder", "encoder": {**SHORT_ENCODER, "width": 8}}
+ENCODER = {"start": "encoder", "encoder": {**SHORT_ENCODER, "width": 2}}
 
 
 def test_an_encoder_is_a_cell_that_all_inversions_share(experiment, tmp_path):

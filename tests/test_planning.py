@@ -67,7 +67,7 @@ def test_what_is_done_costs_nothing(experiment, tmp_path, monkeypatch):
 
 
 def test_encoders_and_dc_are_planned(experiment, tmp_path):
-    encoder = {"width": 8, "pair_steps": 7, "refine_steps": 2, "batch_size": 4}
+    encoder = {"width": 2, "pair_steps": 7, "refine_steps": 2, "batch_size": 4}
     inversion = {**experiment.config.inversion.model_dump(), "start": "encoder"}
     inversion |= {"encoder": encoder, "restart_share": 0.5, "control": 3}
     dc = {"steps": 2, "image_steps": 3, "network_epochs": 2, "real_per_class": 4}

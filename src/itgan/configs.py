@@ -91,8 +91,8 @@ class EvaluationConfig(Config):
 class EncoderConfig(Config):
     """How an encoder of images is trained: on pairs that the generator makes, then on Eq. 8."""
 
-    width: Annotated[int, Field(ge=4, le=4096, multiple_of=4)] = Field(
-        64, description="channels of its convolutions"
+    width: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="a quarter of the channels of its convolutions"
     )
     pair_steps: Count = Field(1000, description="steps on pairs (G(z, y), z)")
     refine_steps: int = Field(

@@ -138,7 +138,7 @@ class _Trainer:
             tuple(generator.image_shape),
             generator.num_classes,
             tuple(generator.latent_shape),
-            self.config.width,
+            4 * self.config.width,
         )
         self.encoder = spec.build(self.seed).to(generator.device)
         self.adam = torch.optim.Adam(self.encoder.parameters(), lr=self.config.learning_rate)
