@@ -218,6 +218,48 @@ def test_rotated_ramps_are_rotated_ramps(u):
     torch.testing.assert_close(siamese(y, draw)[inside], expected[inside], rtol=0, atol=1e-6)
 
 
+def bilinear(x, points):
+    """Samples of a picture at (row, column), by the definition; outside it is zero."""
+    h, w = x.shape
+    out = []
+    for row, column in points:
+        top, left = math.floor(row), math.floor(column)
+        total = 0.0
+        for i in (top, top + 1):
+            for j in (left, left + 1):
+                if 0 <= i < h and 0 <= j < w:
+                    total += float(x[i, j]) * (1 - abs(row - i)) * (1 - abs(column - j))
+        out.append(total)
+    return torch.tensor(out, dtype=x.dtype).view(h, w)
+
+
+@pytest.mark.parametrize("uniforms", [(0.1,), (0.8,)])
+def test_rotation_pixel_by_pixel(uniforms):
+    (u,) = uniforms
+    x = images(1, 1, 6, 6)
+    angle = math.radians((2 * u - 1) * 15)
+    points = [
+        (
+            2.5 + math.sin(angle) * (j - 2.5) + math.cos(angle) * (i - 2.5),
+            2.5 + math.cos(angle) * (j - 2.5) - math.sin(angle) * (i - 2.5),
+        )
+        for i in range(6)
+        for j in range(6)
+    ]
+    expected = bilinear(x[0, 0], points)
+    torch.testing.assert_close(siamese(x, fixed("rotate", u))[0, 0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("uniforms", [(0.1, 0.9), (0.8, 0.3)])
+def test_scaling_pixel_by_pixel(uniforms):
+    x = images(1, 1, 6, 8)
+    sx, sy = (1 / 1.2 + u * (1.2 - 1 / 1.2) for u in uniforms)
+    points = [(2.5 + sy * (i - 2.5), 3.5 + sx * (j - 3.5)) for i in range(6) for j in range(8)]
+    expected = bilinear(x[0, 0], points)
+    found = siamese(x, fixed("scale", *uniforms))[0, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("group", IDENTITY)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_identity_draws_are_exact(group, rows):

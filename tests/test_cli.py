@@ -439,6 +439,50 @@ def test_a_bank_is_inspected(done, bank):
 # Help
 
 
+def test_banks_are_merged(done, refused, bank):
+    halves = [bank.select(torch.arange(40)[k::2]) for k in range(2)]
+    for name, half in zip("ab", halves, strict=True):
+        half.save(f"{name}.safetensors")
+    said = done("merge", "a.safetensors", "b.safetensors", "--out", "both.safetensors")
+    assert said == "40 latents: both.safetensors\n"
+    merged = LatentBank.load("both.safetensors")
+    order = bank.rows.argsort()
+    assert torch.equal(merged.latents, bank.latents[order])
+    assert torch.equal(merged.rows, bank.rows[order])
+
+    twice = ["merge", "a.safetensors", "a.safetensors", "--out"]
+    assert "appears twice" in refused(*twice, "again.safetensors")
+    assert not Path("again.safetensors").exists()
+    assert done(*twice, "again.safetensors", "--repeat-rows") == "40 latents: again.safetensors\n"
+    assert refused("merge", "a.safetensors") == "merge: give two banks or more first"
+    assert "--out" in refused("merge", "a.safetensors", "b.safetensors")
+    assert "is there already" in refused(*twice, "both.safetensors", "--repeat-rows")
+    assert "nobody: no such file" in refused("merge", "a.safetensors", "nobody", "--out", "c")
+
+
+def test_an_inversion_with_every_option_from_the_command_line(done, file):
+    flags = [
+        *shlex.split("--inversion.start encoder --inversion.encoder.pair-steps 2"),
+        *shlex.split("--inversion.encoder.refine-steps 2 --inversion.encoder.width 2"),
+        *shlex.split("--inversion.control 5 --inversion.tolerance 0.5 --inversion.window 1"),
+        *shlex.split("--inversion.restart-share 0.1 --inversion.lambda-prior 0.01"),
+    ]
+    arguments = ["digits", *TINY, *flags, "--generator", file, "--out", "run"]
+    plan = done("plan", *arguments)
+    assert [word for word in ("extractor", "encoder", "inverted") if word in plan]
+    assert done("invert", *arguments) == "1 cells done in run\n"
+    (cell,) = Path("run/cells").glob("inverted-*")
+    said = done("inspect", cell)
+    for name in ("psnr", "final_feature", "norm_95", "left_early", "passes"):
+        assert f"history.{name}: " in said
+    assert "history.control_correlation: " in said
+    (encoder,) = Path("run/cells").glob("encoder-*")
+    assert "history.pairs: 2 values, last" in done("inspect", encoder)
+    metrics = {row["label"]: row for row in artefacts.read_jsonl(Path("run/metrics.jsonl"))}
+    assert metrics["encoder"]["seconds"] > 0
+    assert "psnr" in metrics["inverted bank, latent seed 0"]
+
+
 def test_the_overview_names_every_command(done):
     for arguments in ((), ("--help",), ("-h",)):
         told = done(*arguments)

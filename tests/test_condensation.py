@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +12,13 @@ import itgan.condensation
 from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation
-from itgan.condensation import Draw, Problem, condense, latent_gradient
+from itgan.condensation import condense
 from itgan.configs import CondensationConfig
 from itgan.errors import InputError
 from itgan.latents import LatentAdam, LatentBank, sample_latents
 from itgan.networks import Network, build_network
 from itgan.randomness import derive
+from itgan.two_pass import Draw, Problem, descend
 
 CPU = torch.device("cpu")
 QUICK = CondensationConfig(steps=3, real_per_class=5, learning_rate=0.05)
@@ -121,6 +126,17 @@ def latents_for(dtype):
     return torch.randn(8, 6, generator=derive(2, "z")).to(dtype)
 
 
+def latent_gradient(problem, latents):
+    """The whole gradient, and the values of L_con and R."""
+    gradient = torch.full_like(latents, torch.nan)
+
+    def keep(positions, part):
+        assert gradient[positions].isnan().all()  # each latent once
+        gradient[positions] = part
+
+    return gradient, *descend(problem, latents.__getitem__, keep)
+
+
 def eq11(case, real, z):
     """Eq. 9 to 11 as method.md writes them, class by class; means over the draws."""
     l_con, regulariser = z.new_zeros(()), z.new_zeros(())
@@ -152,6 +168,106 @@ def test_the_two_passes_give_the_gradient_of_eq_11(dtype, rtol, lambda_reg, micr
     assert float((gradient - expected).norm() / expected.norm()) < rtol
     assert found_l_con == pytest.approx(float(l_con.detach()), rel=rtol)
     assert found_regulariser == pytest.approx(float(regulariser.detach()), rel=rtol)
+
+
+@pytest.mark.parametrize("per_class", [1, 7, 100, 1250])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_two_passes_equal_one_for_any_number_of_latents(dtype, rtol, per_class):
+    labels = torch.tensor([3, 8]).repeat_interleave(per_class)
+    z = torch.randn(2 * per_class, 6, generator=derive(4)).to(dtype)
+    real = torch.randn(9, 1, 8, 8, generator=derive(5)).to(dtype).tanh()
+    draws = [Draw(convnet(0, dtype=dtype), {c: draw_augmentation(derive(6, c)) for c in (3, 8)})]
+    means = [
+        torch.stack([d.network.embed(real, d.augmentations[c]).mean(0) for c in (3, 8)])
+        for d in draws
+    ]
+    partners = torch.randn(2 * per_class, 1, 8, 8, generator=derive(7)).to(dtype).tanh()
+
+    def case(micro_batch):
+        toy = Toy(dtype)
+        problem = Problem(toy, labels, draws, means, partners, 0.1, micro_batch, "fp32")
+        return *latent_gradient(problem, z), len(toy.sizes)
+
+    gradient, l_con, regulariser, passes = case(2 * per_class)
+    parts, l_con_in_parts, regulariser_in_parts, parts_passes = case(max(1, per_class // 3))
+    assert passes == 1
+    assert parts_passes >= 4  # two passes over two parts or more
+    assert float((parts - gradient).norm() / gradient.norm()) < rtol
+    assert l_con_in_parts == pytest.approx(l_con, rel=rtol)
+    assert regulariser_in_parts == pytest.approx(regulariser, rel=rtol)
+
+
+MEMORY = """
+import resource, sys, torch
+from torch import nn
+from itgan.condensation import condense
+from itgan.configs import CondensationConfig
+from itgan.data import ImageSet
+from itgan.latents import LatentBank
+from itgan.networks import Network
+
+torch.set_num_threads(1)
+
+
+class Linear:
+    latent_shape, num_classes, image_shape = (1024,), 2, (1, 4, 4)
+    device, fingerprint = torch.device("cpu"), "linear"
+    weight = torch.randn(1024, 16, generator=torch.Generator().manual_seed(0)) / 32
+
+    def __call__(self, latents, labels):
+        return (latents @ self.weight).tanh().view(-1, 1, 4, 4)
+
+
+class Tiny(Network):
+    def __init__(self):
+        super().__init__((1, 4, 4))
+        self.features, self.classifier = nn.Conv2d(1, 2, 3), nn.Linear(8, 2)
+
+
+class Pool:
+    def draw(self, rng):
+        return Tiny()
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run(per_class):
+    labels = torch.arange(2).repeat_interleave(per_class)
+    images = torch.randint(256, (2 * per_class, 1, 4, 4)).byte()
+    real = ImageSet(images, labels)
+    bank = LatentBank(torch.randn(len(labels), 1024), labels, real.rows, "random")
+    before = peak()
+    config = CondensationConfig(steps=2, micro_batch=100, lambda_reg=0.1, real_per_class=50)
+    condense(Linear(), bank, real, config, pool=Pool())
+    return before
+
+
+run(20)  # whatever is loaded once
+before = run(int(sys.argv[1]))
+print(before, peak())
+"""
+
+
+def test_memory_grows_by_the_latents_and_the_state_of_adam_alone():
+    def bytes_of(per_class):
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(per_class)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(itgan.__file__).parents[1])},
+        )
+        before, after = map(int, done.stdout.split())
+        return before, after
+
+    few, many = bytes_of(100), bytes_of(5000)
+    numbers = 2 * (5000 - 100) * 1024
+    # Beside the bank that is given: latents, Adam's two moments, and no whole gradient.
+    assert (many[1] - many[0]) - (few[1] - few[0]) <= 16 * numbers
+    # With it: some bytes for each latent (labels, weights, rows) come on top.
+    assert many[1] - few[1] <= 16 * numbers + 2 * 4900 * 1024
 
 
 def class_gradient(draw, images, label, augmentation):
@@ -444,6 +560,82 @@ def test_fixed_shards_are_separate_optimisations(images):
     assert not torch.allclose(together.latents, whole.latents, atol=1e-3)
 
 
+@pytest.mark.parametrize("parts", [([0], [1], [2]), ([2], [0], [1]), ([2, 0], [1])])
+def test_shards_condensed_apart_in_any_order_are_the_joint_bank(digits, parts):
+    few = digits.train.select(torch.arange(37))  # classes of three to five
+    generator = Toy()
+    start = sample_latents(generator, few)
+    config = changed(steps=2, shard_per_class=2, lambda_reg=0.2)
+    whole = condense(generator, start, few, config, seed=1, pool=Fresh())
+    banks = [
+        condense(generator, start, few, config, 1, Fresh(), shards=shards) for shards in parts
+    ]
+    assert sum(map(len, banks)) == len(start)
+    assert torch.equal(by_rows(LatentBank.merge(banks)), by_rows(whole))
+    losses = [
+        sum(b.history["loss"][k] * len(p) for b, p in zip(banks, parts, strict=True)) / 3
+        for k in range(2)
+    ]
+    assert whole.history["loss"] == pytest.approx(losses, rel=1e-6)
+
+
+def test_processes_that_share_nothing_condense_the_same_shards(digits, tmp_path):
+    few = digits.train.select(torch.arange(30))
+    generator = itgan.load_generator("biggan-digits")
+    start = sample_latents(generator, few)
+    start.save(tmp_path / "start.safetensors")
+    config = changed(shard_per_class=2, steps=2)
+    whole = condense(generator, start, few, config, seed=1)
+    script = f"""
+import torch, itgan
+torch.set_num_threads(1)
+from itgan.configs import CondensationConfig
+config = CondensationConfig.model_validate_json({config.model_dump_json()!r})
+start = itgan.LatentBank.load("start.safetensors")
+real = itgan.load_dataset("digits").train.select(torch.arange(30))
+generator = itgan.load_generator("biggan-digits")
+itgan.condense(generator, start, real, config, 1, shards=[1]).save("one.safetensors")
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(itgan.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env=env)
+    here = condense(generator, start, few, config, 1, shards=[0])
+    merged = LatentBank.merge([LatentBank.load(tmp_path / "one.safetensors"), here])
+    assert torch.equal(by_rows(merged), by_rows(whole))
+
+
+@pytest.mark.parametrize("splitting", ["fixed", "random"])
+def test_classes_condensed_apart_are_the_joint_bank(images, splitting):
+    generator = Toy()
+    start = sample_latents(generator, images)
+    config = changed(splitting=splitting, shard_per_class=3, network_per="class", lambda_reg=0.2)
+    whole = condense(generator, start, images, config, seed=1, pool=Fresh())
+    low = (images.labels < 4).nonzero().flatten()
+    high = (images.labels >= 4).nonzero().flatten()
+    parts = [
+        condense(generator, start.select(rows), images, config, seed=1, pool=Fresh())
+        for rows in (high, low)
+    ]
+    assert torch.equal(by_rows(LatentBank.merge(parts)), by_rows(whole))
+    # With one network for all classes they share a matrix product, and its rounding.
+    shared = changed(config, network_per="step")
+    whole = condense(generator, start, images, shared, seed=1, pool=Fresh())
+    parts = [
+        condense(generator, start.select(rows), images, shared, seed=1, pool=Fresh())
+        for rows in (high, low)
+    ]
+    merged = LatentBank.merge(parts)
+    torch.testing.assert_close(by_rows(merged), by_rows(whole), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shards", [[], [2], [-1], [0, 5]])
+def test_shards_that_are_not_there_are_refused(images, shards):
+    start = sample_latents(Toy(), images)
+    with pytest.raises(InputError, match=r"^shards: .*, but the bank has 0\.\.\.1$"):
+        condense(Toy(), start, images, changed(shard_per_class=2), shards=shards)
+    with pytest.raises(InputError, match="shards: a shard keeps its members with splitting=fixed"):
+        condense(Toy(), start, images, changed(splitting="random"), shards=[0])
+
+
 def test_dealing_a_whole_class_anew_changes_nothing(images):
     generator = Toy()
     start = sample_latents(generator, images)
@@ -537,7 +729,7 @@ def test_a_resumed_condensation_is_bit_equal(images, tmp_path, monkeypatch, spli
     straight = condense(generator, start, images, config, seed=1, pool=Fresh())
     checkpoint = Checkpoint(tmp_path / "snapshot.safetensors", "one", every_seconds=0.0)
     with monkeypatch.context() as patch:  # two shards, so that odd calls stop inside a step
-        patch.setattr(itgan.condensation, "latent_gradient", raise_at(calls, latent_gradient))
+        patch.setattr(itgan.condensation, "descend", raise_at(calls, descend))
         with pytest.raises(KeyboardInterrupt):
             condense(generator, start, images, config, 1, Fresh(), checkpoint)
     assert checkpoint.load()[1]["step"] == calls // 2

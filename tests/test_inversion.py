@@ -9,12 +9,14 @@ from itgan.artefacts import Checkpoint
 from itgan.configs import EvaluationConfig, InversionConfig
 from itgan.data import ImageSet
 from itgan.embedding import train_extractor
+from itgan.encoder import train_encoder
 from itgan.errors import InputError
-from itgan.inversion import distances, invert, psnr
+from itgan.inversion import CURVES, invert, self_inversion
 from itgan.latents import LatentBank, initial_latents, sample_latents
 from itgan.networks import build_network
 from itgan.progress import track
 from itgan.randomness import derive, derive_seed
+from itgan.reconstruction import Objective, distances, psnr
 
 CPU = torch.device("cpu")
 
@@ -93,8 +95,17 @@ def test_the_bank_keeps_labels_rows_and_what_made_it(generator, extractor, few):
     assert torch.equal(bank.rows, few.rows)
     assert bank.latents.dtype == torch.float32
     assert not bank.latents.requires_grad
-    assert set(bank.history) == {"loss", "feature", "pixel", "norm", "psnr"}
-    assert [len(bank.history[k]) for k in ("loss", "feature", "pixel", "norm")] == [3] * 4
+    single = {"psnr", "final_feature", "norm_05", "norm_50", "norm_95", "left_early", "passes"}
+    assert set(bank.history) == {*CURVES, *single}
+    assert [len(bank.history[k]) for k in CURVES] == [3] * 4
+    assert [len(bank.history[k]) for k in single] == [1] * 7
+    norms = bank.latents.norm(dim=1)
+    assert bank.history["norm_50"][0] == pytest.approx(float(norms.median()))
+    assert bank.history["norm_05"][0] < bank.history["norm_50"][0] < bank.history["norm_95"][0]
+    assert (bank.history["left_early"], bank.history["passes"]) == ([0.0], [3.0])
+    features = extractor.embed(generator(bank.latents, few.labels)) - extractor.embed(few.floats())
+    expected = float(features.square().mean().detach())
+    assert bank.history["final_feature"][0] == pytest.approx(expected, rel=1e-5)
     assert bank.provenance["generator"] == generator.fingerprint
     assert bank.provenance["seed"] == 4
     assert InversionConfig.model_validate(bank.provenance["config"]) == config
@@ -171,6 +182,216 @@ def test_without_an_extractor_one_is_trained_on_the_images(generator, few):
     assert torch.equal(bank.latents, given.latents)
 
 
+# a pull to the prior
+
+
+def test_a_pull_to_the_prior_is_a_third_term(generator, extractor, few):
+    config = InversionConfig(steps=6, lambda_prior=0.5, batch_size=3)
+    bank = invert(generator, few, config, seed=4, extractor=extractor)
+    z = initial_latents((8,), few.rows, seed=4).requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=0.1)
+    losses = []
+    for _ in range(6):
+        loss = eq8(extractor, generator, z, few, 1.0).sum() + 0.5 * z.square().sum() / 8
+        losses.append(float(loss.detach()) / len(few))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    torch.testing.assert_close(bank.latents, z.detach(), rtol=1e-4, atol=1e-5)
+    assert bank.history["loss"] == pytest.approx(losses, rel=1e-5)
+
+
+# where latents start
+
+
+def truth_of(n=12, seed=3):
+    """The latents of ``made_by``, as an encoder that finds an image by its labels."""
+    true = torch.randn(n, 8, generator=derive(seed))
+    return lambda images, labels: true[labels if len(labels) < n else torch.arange(n)]
+
+
+def test_the_best_of_several_draws_is_the_one_with_the_least_loss(generator, extractor, few):
+    config = InversionConfig(steps=1, start="best-of", candidates=5, batch_size=3)
+    bank = invert(generator, few, config, seed=2, extractor=extractor)
+    seeds = [2, *(derive_seed(2, "candidate", k) for k in range(1, 5))]
+    draws = [initial_latents((8,), few.rows, seed) for seed in seeds]
+    with torch.no_grad():
+        losses = torch.stack([eq8(extractor, generator, z, few, 1.0) for z in draws])
+    assert len(losses.argmin(0).unique()) > 1
+    assert bank.history["loss"][0] == pytest.approx(float(losses.amin(0).mean()), rel=1e-5)
+    best = torch.stack(draws)[losses.argmin(0), torch.arange(len(few))]
+    assert (bank.latents - best).abs().max() < 0.1001  # one step of Adam
+    assert bank.history["passes"] == [6.0]
+
+
+def test_an_encoder_from_elsewhere_gives_the_start(generator, extractor):
+    target = made_by(generator, n=10)
+    encode = truth_of(10)
+    asked = []
+
+    def encoder(images, labels):
+        assert torch.equal(images, target.floats()[labels])
+        asked.append(len(labels))
+        return encode(images, labels)
+
+    config = InversionConfig(steps=1, start="encoder", batch_size=4)
+    bank = invert(generator, target, config, extractor=extractor, encoder=encoder)
+    far = invert(generator, target, InversionConfig(steps=1), extractor=extractor)
+    assert asked == [4, 4, 2]
+    assert bank.history["loss"][0] < 1e-3 * far.history["loss"][0]
+
+
+def test_without_an_encoder_one_is_trained(generator, extractor, few):
+    short = {"pair_steps": 2, "refine_steps": 1, "batch_size": 4, "width": 1}
+    config = InversionConfig(steps=1, start="encoder", encoder=short)
+    bank = invert(generator, few, config, seed=6, extractor=extractor)
+    objective = Objective(generator, extractor, few, config)
+    encoder = train_encoder(objective, derive_seed(6, "encoder"))
+    given = invert(generator, few, config, 6, extractor, encoder=encoder)
+    assert torch.equal(bank.latents, given.latents)
+
+
+def test_an_encoder_of_other_latents_is_refused(generator, extractor, few):
+    config = InversionConfig(steps=1, start="encoder")
+    with pytest.raises(InputError, match=r"encoder: gives \(7, 5\) for 7 images, but the gener"):
+        invert(
+            generator,
+            few,
+            config,
+            extractor=extractor,
+            encoder=lambda images, labels: torch.zeros(len(labels), 5),
+        )
+
+
+# leaving early, and starting again
+
+EARLY = {"steps": 40, "tolerance": 0.3, "window": 5}
+
+
+def leaves_at(losses, tolerance, window):
+    """The steps of an image with these losses, by the definition."""
+    for end in range(2 * window, len(losses), window):
+        before, now = sum(losses[end - 2 * window : end - window]), sum(losses[end - window : end])
+        if now > (1 - tolerance) * before:
+            return end
+    return len(losses)
+
+
+def test_an_image_leaves_when_its_own_loss_has_stopped_to_fall(generator, extractor):
+    few, config = made_by(generator, n=7), InversionConfig(**EARLY, batch_size=3)
+    bank = invert(generator, few, config, seed=1, extractor=extractor)
+    ends, curves = [], []
+    for i in range(len(few)):
+        alone = few.select([i])
+        whole = invert(generator, alone, InversionConfig(steps=40), 1, extractor)
+        losses = whole.history["loss"]
+        ends.append(leaves_at(losses, 0.3, 5))
+        curves.append(losses[: ends[-1]] + [losses[ends[-1] - 1]] * (40 - ends[-1]))
+        stopped = invert(generator, alone, InversionConfig(steps=ends[-1]), 1, extractor)
+        torch.testing.assert_close(bank.latents[i], stopped.latents[0], rtol=1e-4, atol=1e-4)
+    assert len(set(ends)) > 2
+    assert bank.history["passes"] == [pytest.approx(sum(ends) / len(few))]
+    assert bank.history["left_early"] == [pytest.approx(sum(e < 40 for e in ends) / len(few))]
+    # Who left counts with the last values.
+    expected = torch.tensor(curves).mean(0).tolist()
+    assert bank.history["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_waiting_images_take_the_free_places(generator, extractor):
+    sizes = []
+
+    class Counted:
+        device, latent_shape, num_classes, image_shape = CPU, (8,), 10, (1, 8, 8)
+        fingerprint = "counted"
+
+        def __call__(self, latents, labels):
+            if latents.requires_grad:
+                sizes.append(len(latents))
+            return generator(latents, labels)
+
+    few, config = made_by(generator, n=7), InversionConfig(**EARLY, batch_size=3)
+    bank = invert(Counted(), few, config, seed=1, extractor=extractor)
+    assert sum(sizes) == round(bank.history["passes"][0] * len(few)) < 40 * len(few)
+    assert sizes == sorted(sizes, reverse=True)  # full until nobody waits
+    assert sizes[0] == 3
+
+
+@pytest.mark.parametrize("start", ["random", "best-of"])
+def test_the_worst_start_again_and_the_better_latent_stays(generator, extractor, few, start):
+    first = InversionConfig(steps=15, start=start, candidates=3)
+    both = first.model_copy(update={"restart_share": 0.4, "batch_size": 2})
+    plain = invert(generator, few, first, 5, extractor)
+    bank = invert(generator, few, both, 5, extractor)
+    other = invert(generator, few, first, derive_seed(5, "restart"), extractor)
+
+    def losses(found):
+        return eq8(extractor, generator, found.latents, few, 1.0).detach()
+
+    worst = losses(plain).topk(3).indices
+    expected = plain.latents.clone()
+    better = worst[losses(other)[worst] < losses(plain)[worst]]
+    assert 0 < len(better) < 3 or start == "best-of"
+    expected[better] = other.latents[better]
+    torch.testing.assert_close(bank.latents, expected, rtol=1e-3, atol=1e-3)
+    assert bank.history["passes"] == [pytest.approx((15 + 3 * (start == "best-of")) * 10 / 7)]
+    assert bank.history["loss"] == pytest.approx(plain.history["loss"], rel=1e-5)
+
+
+OPTIONS = {
+    "best-of": {"start": "best-of", "candidates": 4},
+    "encoder": {"start": "encoder"},
+    "early": {"tolerance": 0.2, "window": 3},
+    "prior": {"lambda_prior": 0.1},
+    "again": {"restart_share": 1.0},  # which images are the worst is a matter of company
+    "all": {"start": "best-of", "tolerance": 0.2, "window": 3, "restart_share": 1.0},
+}
+
+
+def simple_encoder(images, labels):
+    return images.flatten(1)[:, ::8] + labels[:, None] / 10
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_option_makes_a_latent_depend_on_its_company(generator, extractor, few, option):
+    config = InversionConfig.model_validate({"steps": 20, **OPTIONS[option]})
+    whole = invert(generator, few, config, 2, extractor, encoder=simple_encoder)
+    for size in (1, 3):
+        narrow = config.model_copy(update={"batch_size": size})
+        bank = invert(generator, few, narrow, 2, extractor, encoder=simple_encoder)
+        torch.testing.assert_close(bank.latents, whole.latents, rtol=1e-4, atol=1e-4)
+    chosen = torch.tensor([5, 0, 3])
+    alone = invert(generator, few.select(chosen), config, 2, extractor, encoder=simple_encoder)
+    torch.testing.assert_close(alone.latents, whole.latents[chosen], rtol=1e-4, atol=1e-4)
+
+
+# the control
+
+
+def test_the_control_inverts_images_of_the_generator(generator, extractor, few):
+    config = InversionConfig(steps=150)
+    found = self_inversion(generator, few, config, 0, extractor)
+    early = self_inversion(generator, few, InversionConfig(steps=1), 0, extractor)
+    assert found["psnr"] > early["psnr"] + 5
+    assert found["correlation"] > early["correlation"] + 0.1
+
+    true = initial_latents((8,), few.rows, derive_seed(0, "control"))
+    tiny = InversionConfig(steps=1, learning_rate=1e-6, start="encoder")
+    exact = self_inversion(generator, few, tiny, 0, extractor, lambda images, labels: true)
+    assert exact["correlation"] == pytest.approx(1, abs=1e-4)
+    assert exact["psnr"] > 50  # what rounding to 8 bits leaves
+
+
+def test_a_bank_has_the_control_in_its_history(generator, extractor, few):
+    plain = InversionConfig(steps=5)
+    config = plain.model_copy(update={"control": 3})
+    bank = invert(generator, few, config, 4, extractor)
+    chosen = few.select(torch.tensor([0, 3, 6]))
+    found = self_inversion(generator, chosen, plain, 4, extractor)
+    assert bank.history["control_psnr"] == [found["psnr"]]
+    assert bank.history["control_correlation"] == [found["correlation"]]
+    assert torch.equal(bank.latents, invert(generator, few, plain, 4, extractor).latents)
+
+
 # resume
 
 
@@ -208,6 +429,32 @@ def test_a_resumed_inversion_is_bit_equal(generator, extractor, few, tmp_path, m
     assert steps == list(range(done, 15))
     assert torch.equal(resumed.latents, straight.latents)
     assert resumed.history == straight.history
+
+
+@pytest.mark.parametrize("done", [1, 7, 11, 12, 13, 17, 19])
+def test_with_every_option_too(generator, extractor, few, tmp_path, monkeypatch, done):
+    fields = {"steps": 12, "batch_size": 3, "tolerance": 0.3, "window": 2, "restart_share": 0.6}
+    config = InversionConfig.model_validate(fields | {"start": "best-of", "candidates": 2})
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(itgan.inversion, "track", lambda numbers, label: noted(numbers, seen))
+        straight = invert(generator, few, config, 1, extractor)
+    if done >= len(seen):
+        pytest.fail(f"it ended after {len(seen)} steps; choose an earlier one")
+    checkpoint = Checkpoint(tmp_path / "snapshot.safetensors", "one", every_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(itgan.inversion, "track", interrupted_after(done))
+        with pytest.raises(KeyboardInterrupt):
+            invert(generator, few, config, 1, extractor, checkpoint)
+    resumed = invert(generator, few, config, 1, extractor, checkpoint)
+    assert torch.equal(resumed.latents, straight.latents)
+    assert resumed.history == straight.history
+
+
+def noted(numbers, seen):
+    for number in numbers:
+        seen.append(number)
+        yield number
 
 
 def test_a_snapshot_of_another_configuration_is_refused(generator, extractor, few, tmp_path):

@@ -77,7 +77,6 @@ def test_sample_latents_follows_the_images(generator, images):
         ({"latents": torch.empty(0, 3)}, "it is empty"),
         ({"labels": torch.zeros(2, dtype=torch.long)}, r"3 latents, but labels of shape \(2,\)"),
         ({"rows": torch.arange(4)}, r"and rows of shape \(4,\); give one of each per latent"),
-        ({"rows": torch.tensor([1, 2, 1])}, "a training row appears twice"),
         ({"latents": torch.tensor([[1.0], [float("nan")], [0.0]])}, "hold NaN or infinity"),
         ({"latents": torch.tensor([[1.0], [float("inf")], [0.0]])}, "hold NaN or infinity"),
     ],
@@ -138,12 +137,24 @@ def test_merging_in_any_order_gives_the_bank_that_was_split(order, cuts, random)
         ([a_bank([0]), a_bank([1], randn(1, 4))], r"different latent shapes: \['\(3,\)', '\(4,\)"),
         ([a_bank([0]), a_bank([1], stage="random")], r"stages: \['inverted', 'random'\]"),
         ([a_bank([0]), a_bank([1], generator="h")], r"different generators: \['g', 'h'\]"),
-        ([a_bank([0]), a_bank([1, 0])], "a training row appears twice"),
+        ([a_bank([0]), a_bank([1, 0])], "^merge: training row 0 appears twice; .* --repeat-rows"),
     ],
 )
 def test_banks_that_cannot_be_merged(banks, message):
     with pytest.raises(InputError, match=message):
         LatentBank.merge(banks)
+
+
+def test_an_ensemble_keeps_several_latents_of_a_row():
+    first, second = a_bank([4, 1]), a_bank([1, 3], randn(2, 3, seed=1))
+    merged = LatentBank.merge([first, second], repeat_rows=True)
+    assert merged.rows.tolist() == [1, 1, 3, 4]
+    assert merged.labels.tolist() == [1, 1, 1, 0]
+    parts = [first.latents[1], second.latents[0], second.latents[1], first.latents[0]]
+    assert torch.equal(merged.latents, torch.stack(parts))
+    other = replace(second, labels=second.labels + 1)
+    with pytest.raises(InputError, match="merge: a training row has two labels"):
+        LatentBank.merge([first, other], repeat_rows=True)
 
 
 # --- what belongs together ----------------------------------------------------------------------

@@ -20,11 +20,13 @@ generators augment
 networks
 training
 embedding latents
-inversion matching distances
+reconstruction matching distances
+encoder
+inversion two_pass
 condensation
 sources
 baselines export foreign ledger
-official
+official dc
 evaluation
 metrics scores
 cards charts pretraining

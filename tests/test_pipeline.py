@@ -22,6 +22,7 @@ from itgan.sources import SyntheticSet
 
 SOURCES = ("real", "random", "gan", "gan-fresh", "inversion", "itgan")
 SHORT = {"updates": 2, "batch_size": 16}
+SHORT_ENCODER = {"pair_steps": 2, "refine_steps": 1, "batch_size": 8}
 TINY = {
     "latents_per_class": 2,
     "sources": SOURCES,
@@ -436,6 +437,63 @@ def test_all_training_images_without_a_number_of_latents(experiment, digits):
     assert torch.equal(made.subset(0).rows, digits.train.rows)
 
 
+# DC and the encoder
+
+
+DC = {"steps": 1, "image_steps": 2, "network_epochs": 1, "real_per_class": 3}
+
+
+@pytest.mark.parametrize("augmentation", ["none", "color_crop"])
+def test_dc_is_a_source_of_pixels(experiment, tmp_path, augmentation):
+    config = {**DC, "augmentation": augmentation}
+    made, run = experiment(sources=("dc", "random"), dc=config), Run(tmp_path)
+    compute(made, run)
+    rows, _, _ = publish(made, run)
+    found = {row["source"]: row for row in rows}
+    assert found["dc"]["variant"] == ("dsa" if augmentation != "none" else "")
+    assert found["dc"]["bytes"] == found["random"]["bytes"] == 20 * (64 + 1)
+    bank = run.value(made.dc(0))
+    assert torch.equal(bank.rows, made.subset(0).rows)
+    assert len(bank.history["loss"]) == 2
+    before, after = names(made.trials()), names(experiment(sources=("dc", "random")).trials())
+    changed = {label for label in before if before[label] != after[label]}
+    assert changed == {"dc bank, latent seed 0"} | trial("dc")
+
+
+ENCODER = {"start": "encoder", "encoder": {**SHORT_ENCODER, "width": 2}}
+
+
+def test_an_encoder_is_a_cell_that_all_inversions_share(experiment, tmp_path):
+    made, run = experiment(inversion=ENCODER, latent_seeds=(0, 1)), Run(tmp_path)
+    compute(made, run, "invert")
+    cells = [path.name.split("-")[0] for path in (tmp_path / "cells").iterdir()]
+    assert sorted(cells) == ["encoder", "extractor", "inverted", "inverted"]
+    (encoder,) = (run.value(cell) for cell in made.encoder())
+    rows, extractor = made.subset(1), run.value(made.extractor())
+    expected = itgan.pipeline.invert(
+        made.generator, rows, made.config.inversion, made._seed(1), extractor, encoder=encoder
+    )
+    assert torch.equal(run.value(made.inverted(1)).latents, expected.latents)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "cells").glob("*")}
+    for path in (tmp_path / "cells").glob("[ei]*"):
+        path.unlink()
+    compute(experiment(inversion=ENCODER, latent_seeds=(0, 1)), Run(tmp_path), "invert")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "cells").glob("*")} == before
+
+
+def test_the_encoder_depends_on_its_own_settings_alone(experiment):
+    before = names(experiment(inversion=ENCODER).trials())
+    longer = names(experiment(inversion={**ENCODER, "steps": 3}).trials())
+    assert longer["encoder"] == before["encoder"]
+    for change in ({"lambda_pixel": 2.0}, {"encoder": {**ENCODER["encoder"], "pair_steps": 5}}):
+        other = names(experiment(inversion={**ENCODER, **change}).trials())
+        kept = {label for label in before if before[label] == other[label]}
+        assert kept == {"extractor"} | trial(*SOURCES[:4])
+    # Without it, its settings change nothing.
+    idle = {"encoder": ENCODER["encoder"]}
+    assert names(experiment(inversion=idle).trials()) == names(experiment().trials())
+
+
 # Pools of snapshots
 
 POOL = {"kind": "snapshots", "networks": 1, "snapshots": 2, "training": SHORT}
@@ -554,6 +612,7 @@ def test_a_missing_generator_is_refused_by_name(experiment, tmp_path):
     [
         ("inversion", "inversion.extractor"),
         ("condensation", "condensation"),
+        ("dc", "dc"),
         ("evaluation", "evaluation"),
     ],
 )

@@ -66,6 +66,39 @@ def test_what_is_done_costs_nothing(experiment, tmp_path, monkeypatch):
         assert (row["done"], row["generated"], row["seconds"]) == (row["cells"], 0, 0)
 
 
+def test_encoders_and_dc_are_planned(experiment, tmp_path):
+    encoder = {"width": 2, "pair_steps": 7, "refine_steps": 2, "batch_size": 4}
+    inversion = {**experiment.config.inversion.model_dump(), "start": "encoder"}
+    inversion |= {"encoder": encoder, "restart_share": 0.5, "control": 3}
+    dc = {"steps": 2, "image_steps": 3, "network_epochs": 2, "real_per_class": 4}
+    changes = {"inversion": inversion, "dc": dc, "sources": ("inversion", "dc")}
+    config = RunConfig.model_validate({**experiment.config.model_dump(), **changes})
+    made = Experiment(config)
+    made.data = experiment.data
+    rows = {row["stage"]: row for row in plan(made, Run(tmp_path / "run"))}
+    assert list(rows) == ["extractor", "encoder", "inverted", "dc", "trial"]
+    assert rows["encoder"]["generated"] == 4 * (7 + 2)
+    assert rows["inverted"]["generated"] == 2 * (20 + 10 + 3) * 2  # banks, attempts, steps
+    assert (rows["dc"]["cells"], rows["dc"]["generated"]) == (2, 0)
+    assert rows["dc"]["seconds"] > 0
+    assert rows["trial"]["generated"] == 20 * 2 * 2  # sets, networks; DC needs no generator
+    best = RunConfig.model_validate(
+        {
+            **config.model_dump(),
+            "inversion": {"start": "best-of", "candidates": 5, "steps": 2},
+            "sources": ("inversion",),
+        }
+    )
+    made = Experiment(best)
+    made.data = experiment.data
+    rows = {row["stage"]: row for row in plan(made, Run(tmp_path / "run"))}
+    assert rows["inverted"]["generated"] == 2 * 20 * (2 + 5)
+    for cell in with_inputs(made.trials()):
+        Run(tmp_path / "run").file(cell).parent.mkdir(parents=True, exist_ok=True)
+        Run(tmp_path / "run").file(cell).touch()
+    assert all(row["seconds"] == 0 for row in plan(made, Run(tmp_path / "run")))
+
+
 def test_a_missing_cell_costs_its_share(experiment, tmp_path):
     run = Run(tmp_path / "run")
     cells = with_inputs(experiment.trials())

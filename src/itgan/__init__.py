@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         shipped,
         wrap_generator,
     )
-    from itgan.inversion import invert
+    from itgan.inversion import invert, self_inversion
     from itgan.latents import LatentBank, sample_latents
     from itgan.metrics import measure
     from itgan.networks import build_network
@@ -80,6 +80,7 @@ _HOME = {
     "shipped": "generators",
     "wrap_generator": "generators",
     "invert": "inversion",
+    "self_inversion": "inversion",
     "LatentBank": "latents",
     "sample_latents": "latents",
     "measure": "metrics",
@@ -124,6 +125,7 @@ __all__ = [
     "pretrain",
     "pretrain_autoencoder",
     "sample_latents",
+    "self_inversion",
     "shipped",
     "siamese",
     "summarize",

@@ -137,10 +137,12 @@ def distribution_matching(
     return condense(pixels, bank, real, config, seed, checkpoint=checkpoint)
 
 
-def pixel_set(bank: LatentBank, real: ImageSet, latent_seed: int = 0) -> PixelSet:
-    """The images of ``distribution_matching``, clipped to [-1, 1] and rounded to 8 bits."""
+def pixel_set(
+    bank: LatentBank, real: ImageSet, latent_seed: int = 0, name: str = "dm", variant: str = ""
+) -> PixelSet:
+    """Images that were condensed as ``Pixels``, clipped to [-1, 1] and rounded to 8 bits."""
     images = Pixels(real, torch.device("cpu"))(bank.latents, bank.labels)
-    return PixelSet(to_uint8(images.clamp(-1, 1)), bank.labels, "dm", "", latent_seed)
+    return PixelSet(to_uint8(images.clamp(-1, 1)), bank.labels, name, variant, latent_seed)
 
 
 def herding_order(features: Float[Tensor, "n d"], count: int) -> Int[Tensor, " count"]:

@@ -6,6 +6,7 @@ on stderr), 1 the machine failed, 130 interrupted, 143 stopped.
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import shutil
@@ -542,6 +543,27 @@ def _generate(arguments: Sequence[str]) -> None:
     _print(f"{len(synthetic):,} images: {out}")
 
 
+def _merge(arguments: Sequence[str]) -> None:
+    """Put banks that were learned apart into one file."""
+    from itgan.configs import MergeConfig
+
+    paths = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
+    prog = "itgan merge BANK BANK …"
+    config = _parse(MergeConfig, arguments[len(paths) :], prog, MergeConfig())
+    if len(paths) < 2:
+        raise InputError("merge: give two banks or more first")
+    if config.out is None:
+        raise InputError("merge: name the file to write with --out")
+    if Path(config.out).exists():
+        raise InputError(f"--out {config.out}: is there already; give another")
+    from itgan.latents import LatentBank
+
+    banks = [LatentBank.load(path) for path in paths]
+    bank = LatentBank.merge(banks, repeat_rows=config.repeat_rows)
+    bank.save(config.out)
+    _print(f"{len(bank):,} latents: {config.out}")
+
+
 def _inspect(arguments: Sequence[str]) -> None:
     """Tell what a file is: shapes, stage, provenance, bytes."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -596,6 +618,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "condense": _stage("condense", "Make the condensed banks of a recipe."),
     "evaluate": _stage("evaluate", "Train and score the classifiers of a recipe."),
     "report": _report,
+    "merge": _merge,
     "generate": _generate,
     "score": _score,
     "ledger": _ledger,

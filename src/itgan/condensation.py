@@ -7,21 +7,19 @@
 At every step psi (a network of the pool) and, for each class, A (one Siamese augmentation for
 all its images, real and synthetic) are drawn anew.
 
-Only the class means couple the latents. So a first pass over micro-batches gives the means, the
-gradient of Eq. 9 in them is then a constant, and a second pass back-propagates it: the gradient
-of the whole batch in the memory of one micro-batch. A batch that fits needs one pass.
+How its gradient fits into the memory of one micro-batch is in ``two_pass``.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from itgan import matching
 from itgan.artefacts import Checkpoint
-from itgan.augment import Augmentation, Blocks, draw_augmentation
+from itgan.augment import draw_augmentation
 from itgan.configs import CondensationConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
@@ -30,120 +28,23 @@ from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator
 from itgan.latents import LatentAdam, LatentBank, LatentSGD, check_fits, deal, origin
 from itgan.matching import Discrepancy
-from itgan.networks import Network, couples_images
+from itgan.networks import couples_images
 from itgan.progress import track
 from itgan.randomness import ambient, derive, derive_seed
+from itgan.two_pass import Draw, Problem, descend, mean_weights
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What one step draws: psi, and omega for each class."""
+class Partners:
+    """The x_i of Eq. 10 for a shard, brought to the device in parts."""
 
-    network: Network
-    augmentations: dict[int, Augmentation | None]
+    real: ImageSet
+    positions: Int[Tensor, " n"]
+    device: torch.device
 
-    def blocks(self, labels: Int[Tensor, " n"]) -> Blocks:
-        """The augmentation of a batch that is ordered by class."""
-        classes, counts = labels.unique_consecutive(return_counts=True)
-        pairs = zip(classes.tolist(), counts.tolist(), strict=True)
-        return Blocks(tuple((self.augmentations[label], count) for label, count in pairs))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One shard at one step: everything that its loss depends on but the latents."""
-
-    generator: ConditionalGenerator
-    labels: Int[Tensor, " n"]  # ordered by class
-    draws: Sequence[Draw]
-    real_means: Sequence[Float[Tensor, "classes s"]]  # of the statistic; for each draw
-    partners: Float[Tensor, "n c h w"] | None  # the x_i of Eq. 10
-    lambda_reg: float
-    micro_batch: int
-    precision: str
-    discrepancy: Discrepancy = matching.DistributionMatching()  # noqa: RUF009 - stateless
-
-
-def mean_weights(
-    labels: Int[Tensor, " n"], dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "classes n"]:
-    """1 / n_c where an image is of class c, else 0: sums with these are class means."""
-    members = (labels.unique()[:, None] == labels[None, :]).to(dtype)
-    return members / members.sum(1, keepdim=True)
-
-
-def latent_gradient(
-    problem: Problem, latents: Float[Tensor, "n ..."]
-) -> tuple[Float[Tensor, "n ..."], float, float]:
-    """The gradient of Eq. 11 in the latents, and the values of L_con and R."""
-    match, draws, device = problem.discrepancy, problem.draws, latents.device
-    chunks = torch.arange(len(latents), device=device).split(problem.micro_batch)
-    weights = mean_weights(problem.labels, latents.dtype)
-    single = len(chunks) == 1
-
-    def embed(chunk: Tensor, *, graph: bool) -> tuple[Tensor, list[Tensor]]:
-        z, labels = latents[chunk].detach().requires_grad_(graph), problem.labels[chunk]
-        with autocast(device, problem.precision):
-            with torch.set_grad_enabled(graph):
-                images = problem.generator(z, labels)
-            with torch.set_grad_enabled(graph or match.needs_graph):
-                features = [d.network.embed(images, d.blocks(labels)) for d in draws]
-        return z, [f.to(latents.dtype) for f in features]
-
-    def statistics(chunk: Tensor, features: list[Tensor], *, graph: bool) -> list[Tensor]:
-        w, labels = weights[:, chunk], problem.labels[chunk]
-        return [
-            match.statistic(d.network, f, labels, w, differentiable=graph)
-            for d, f in zip(draws, features, strict=True)
-        ]
-
-    # First pass: the statistics of the classes.
-    totals = [torch.zeros_like(real, dtype=latents.dtype) for real in problem.real_means]
-    kept: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
-    for chunk in chunks:
-        z, features = embed(chunk, graph=single)
-        parts = statistics(chunk, features, graph=single)
-        totals = [t + part.detach() for t, part in zip(totals, parts, strict=True)]
-        kept = (z, features, parts) if single else None
-
-    # The gradient of Eq. 9 in them.
-    l_con, directions = 0.0, []
-    for draw, real, total in zip(draws, problem.real_means, totals, strict=True):
-        total.requires_grad_(True)
-        value = match.distance(draw.network, real.to(total.dtype), total)  # Eq. 9
-        directions.append(torch.autograd.grad(value, total)[0])
-        l_con += float(value.detach()) / len(draws)
-
-    # Second pass: the same constants, pulled back to the latents.
-    gradient, regulariser = torch.empty_like(latents), 0.0
-    for chunk in chunks:
-        if kept is not None:
-            z, features, parts = kept
-        else:
-            z, features = embed(chunk, graph=True)
-            parts = statistics(chunk, features, graph=True)
-        pulled = [(d * part).sum() for d, part in zip(directions, parts, strict=True)]
-        loss = (1 - problem.lambda_reg) * torch.stack(pulled).sum()
-        if problem.partners is not None:
-            r = _regulariser(problem, chunk, features, weights[:, chunk].sum(0))
-            loss = loss + problem.lambda_reg * r
-            regulariser += float(r.detach()) / len(draws)
-        gradient[chunk] = torch.autograd.grad(loss / len(draws), z)[0]
-    return gradient, l_con, regulariser
-
-
-def _regulariser(
-    problem: Problem, chunk: Tensor, features: Sequence[Tensor], weights: Float[Tensor, " k"]
-) -> Float[Tensor, ""]:
-    """A part of Eq. 10, summed over draws."""
-    assert problem.partners is not None
-    total = features[0].new_zeros(())
-    for draw, synthetic in zip(problem.draws, features, strict=True):
-        with torch.no_grad(), autocast(synthetic.device, problem.precision):
-            blocks = draw.blocks(problem.labels[chunk])
-            real = draw.network.embed(problem.partners[chunk], blocks).to(synthetic.dtype)
-        total = total + (matching.paired(real, synthetic) * weights).sum()  # Eq. 10
-    return total
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Those of some of the shard's latents."""
+        return self.real.floats(self.positions[positions.cpu()]).to(self.device)
 
 
 def condense(
@@ -154,6 +55,7 @@ def condense(
     seed: int = 0,
     pool: Pool | None = None,
     checkpoint: Checkpoint | None = None,
+    shards: Sequence[int] | None = None,
 ) -> LatentBank:
     """Make latents informative.
 
@@ -165,6 +67,8 @@ def condense(
         seed: of everything that is drawn. Draws belong to class, shard and step.
         pool: networks to match in; made from ``real`` as the config says when not given.
         checkpoint: where to keep snapshots, to go on after a kill.
+        shards: numbers of the fixed shards to condense, all by default; the bank that comes out
+            holds these alone, with the very latents that they get among all shards.
 
     Returns:
         A bank with stage ``condensed``. Its history has ``loss`` (Eq. 11), ``matching`` (Eq. 9)
@@ -174,9 +78,11 @@ def condense(
     Raises:
         InputError: bank, generator and images do not belong together; a class has no real
             images; a row of the bank is not in ``real`` though lambda needs it; a pool with batch
-            norm gets batches that do not fit one micro-batch.
+            norm gets batches that do not fit one micro-batch; shards that are not there.
     """
     config = config or CondensationConfig()
+    if shards is not None:
+        bank, shards = _only(bank, config, shards)
     check_fits(generator, bank, real)
     device = generator.device
     if pool is None:
@@ -200,8 +106,8 @@ def condense(
 
     discrepancy = matching.DISCREPANCIES[config.matching]()
     for step in track(range(begun, config.steps), "condensation"):
-        shards = list(_shards(bank.labels, config, seed, step))
-        for where, rows in shards:
+        dealt = list(_shards(bank.labels, config, seed, step, shards))
+        for where, rows in dealt:
             labels = bank.labels[rows]
             draws = list(_draws(pool, labels, config, seed, (*where, step), discrepancy, device))
             if any(couples_images(d.network) for d in draws) and len(rows) > config.micro_batch:
@@ -211,24 +117,22 @@ def condense(
                     f"give --condensation.micro-batch {len(rows)} or a network with instance norm"
                 )
             batch = _real_batch(real, members, labels, config, seed, where[0], step)
-            positions = rows.to(device)
             with ambient(device, seed, "ambient", *where, step):
                 problem = Problem(
                     generator,
                     labels.to(device),
                     draws,
                     _real_statistics(batch, draws, config, discrepancy, device),
-                    None if partners is None else real.floats(partners[rows]).to(device),
+                    None if partners is None else Partners(real, partners[rows], device),
                     config.lambda_reg,
                     config.micro_batch,
                     config.precision,
                     discrepancy,
                 )
-                gradient, l_con, r = latent_gradient(problem, optimiser.latents[positions])
-            optimiser.step(positions, gradient)
+                l_con, r = _descend(problem, optimiser, rows.to(device))
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
             curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)
-        curves[:3, step] /= len({where[0] for where, _ in shards})
+        curves[:3, step] /= len({where[0] for where, _ in dealt})
         curves[3, step] = optimiser.latents.flatten(1).norm(dim=1).mean()
         if checkpoint is not None:
             checkpoint.offer(step + 1, lambda: {**optimiser.state(), "curves": curves})
@@ -249,18 +153,46 @@ def condense(
     )
 
 
+def _descend(
+    problem: Problem, optimiser: LatentAdam | LatentSGD, rows: Int[Tensor, " n"]
+) -> tuple[float, float]:
+    """One step of the latents at these rows of the bank; the values of L_con and R before it."""
+    return descend(
+        problem,
+        lambda chunk: optimiser.latents[rows[chunk]],
+        lambda chunk, gradient: optimiser.step(rows[chunk], gradient),
+    )
+
+
 def _optimiser(latents: Tensor, config: CondensationConfig) -> LatentAdam | LatentSGD:
     if config.optimiser == "sgd":
         return LatentSGD(latents, config.learning_rate, config.momentum)
     return LatentAdam(latents, config.learning_rate)
 
 
+def _only(
+    bank: LatentBank, config: CondensationConfig, shards: Sequence[int]
+) -> tuple[LatentBank, list[int]]:
+    """The latents of these fixed shards, and the numbers in order."""
+    every = list(deal(bank.labels, config.shard_per_class, "fixed", 0, 0))
+    if config.splitting != "fixed":
+        raise InputError("shards: a shard keeps its members with splitting=fixed only")
+    if not shards or not set(shards) <= set(range(len(every))):
+        raise InputError(f"shards: {list(shards)}, but the bank has 0...{len(every) - 1}")
+    numbers = sorted(set(shards))
+    return bank.select(torch.cat([every[k] for k in numbers]).sort().values), numbers
+
+
 def _shards(
-    labels: Tensor, config: CondensationConfig, seed: int, step: int
+    labels: Tensor,
+    config: CondensationConfig,
+    seed: int,
+    step: int,
+    numbers: Sequence[int] | None,
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """What is optimised together: shard number (and class, where each draws a network), rows."""
     dealt = deal(labels, config.shard_per_class, config.splitting, seed, step)
-    for k, rows in enumerate(dealt):
+    for k, rows in enumerate(dealt) if numbers is None else zip(numbers, dealt, strict=True):
         if config.network_per == "step":
             yield (k,), rows
         else:

@@ -16,6 +16,7 @@ Source = Literal[
     "random-jpeg",
     "herding",
     "dm",
+    "dc",
     "gan",
     "gan-fresh",
     "inversion",
@@ -104,6 +105,22 @@ class EvaluationConfig(Config):
         return values
 
 
+class EncoderConfig(Config):
+    """How an encoder of images is trained: on pairs that the generator makes, then on Eq. 8."""
+
+    width: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="a quarter of the channels of its convolutions"
+    )
+    pair_steps: Count = Field(1000, description="steps on pairs (G(z, y), z)")
+    refine_steps: int = Field(
+        500, ge=0, le=10_000_000, description="steps on real images, with the inversion's loss"
+    )
+    batch_size: Count = Field(64, description="images per step")
+    learning_rate: Rate = Field(
+        1e-3, description="Adam's learning rate; falls to zero, from a third of it on real images"
+    )
+
+
 class InversionConfig(Config):
     """How latents are fitted to real images (Eq. 8), by Adam."""
 
@@ -113,11 +130,45 @@ class InversionConfig(Config):
         100, description="images fitted at a time; does not change the result"
     )
     lambda_pixel: Weight = Field(1.0, description="weight of the pixel distance")
+    lambda_prior: Weight = Field(0.0, description="weight of the latent's mean square")
+    start: Literal["random", "best-of", "encoder"] = Field(
+        "random",
+        description="N(0, I), the best of several such draws, or an encoder's guess",
+    )
+    candidates: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        16, description="draws for each image that best-of chooses from"
+    )
+    encoder: EncoderConfig = Field(EncoderConfig(), description="training of the encoder")
+    tolerance: Share = Field(
+        0.0,
+        description="an image leaves early when its loss has fallen by less than this share from "
+        "one window to the next (0: never)",
+    )
+    window: Count = Field(20, description="steps of a window")
+    restart_share: Share = Field(
+        0.0,
+        description="share of the images, the worst, that start again from another point; the "
+        "better latent is kept",
+    )
+    control: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="images of the generator's own that are inverted as a check (see the history)",
+    )
     precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
     extractor: EvaluationConfig = Field(
         EvaluationConfig(epochs=20),
         description="training of the feature extractor on the real images",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """Without options of ways not taken; extractor and encoder are inputs of their own."""
+        values = super().identity()
+        unused = {"extractor", "encoder"}
+        unused |= set() if self.start == "best-of" else {"candidates"}
+        unused |= set() if self.tolerance else {"window"}
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 class PoolConfig(Config):
@@ -265,6 +316,32 @@ class MeasureConfig(MetricsConfig):
     out: str | None = Field(None, description="JSON file to write the figures to")
 
 
+class DCConfig(Config):
+    """Gradient matching in pixels (DC; with augmentation DSA), by SGD on the images."""
+
+    steps: Count = Field(1000, description="network initialisations")
+    image_steps: Count | None = Field(
+        None,
+        description="steps of the images for each (default as published: 1, 10, 50 for as many "
+        "images per class)",
+    )
+    network_epochs: Annotated[int, Field(ge=0, le=10_000_000)] | None = Field(
+        None,
+        description="passes over the synthetic set that train the network between two of them "
+        "(default as published: 1, 50, 10 for 1, 10, 50 images per class)",
+    )
+    learning_rate: Rate = Field(0.1, description="learning rate of the pixels")
+    momentum: Share = Field(0.5, description="momentum of the pixels")
+    real_per_class: Count = Field(256, description="real images of a class in its batch")
+    network: str = Field("convnet", description="network: a built-in name or module:callable")
+    network_rate: Rate = Field(0.01, description="learning rate of the network, plain SGD")
+    batch_size: Count = Field(256, description="images per step of the network")
+    augmentation: str = Field(
+        "none", description="Siamese operation groups joined by _ (DSA), or none (DC)"
+    )
+    precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
+
+
 class PretrainingConfig(Config):
     """How a class-conditional BigGAN is trained: hinge loss, DiffAugment, averaged weights."""
 
@@ -393,6 +470,9 @@ class RunConfig(Config):
     dm: CondensationConfig = Field(
         CondensationConfig(optimiser="sgd", learning_rate=1.0),
         description="distribution matching in pixels, the baseline dm (paper: 20000 steps)",
+    )
+    dc: DCConfig = Field(
+        DCConfig(), description="gradient matching in pixels, the baseline dc (paper: DC and DSA)"
     )
     evaluation: EvaluationConfig = Field(
         EvaluationConfig(), description="training of the classifiers that are scored"
@@ -531,6 +611,15 @@ class ExportConfig(Config):
     )
     std: tuple[Rate, ...] = Field((), description="likewise")
     out: str | None = Field(None, description="file to write, .pt")
+
+
+class MergeConfig(Config):
+    """How banks that were learned apart become one."""
+
+    out: str | None = Field(None, description="new file, a .safetensors")
+    repeat_rows: bool = Field(
+        False, description="a training row may have several latents: an ensemble of banks"
+    )
 
 
 class GenerateConfig(Config):

@@ -37,6 +37,9 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) 
     lines = [f"{path}", f"{path.stat().st_size:,} bytes, of which tensors {total:,}", ""]
     lines += [f"{_text(key)}: {_text(value)}" for key, value in sorted(metadata.items())]
     for name, values in history.items():
+        if len(values) == 1:
+            lines.append(f"history.{name}: {values[0]:.6g}")
+            continue
         last = f", last {values[-1]:.6g}" if values else ""
         lines.append(f"history.{_text(name)}: {len(values)} values{last}")
     lines.append("")

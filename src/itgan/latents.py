@@ -26,7 +26,8 @@ class LatentBank:
     Attributes:
         latents: float32 [n, *latent_shape].
         labels: int64 [n].
-        rows: int64 [n], each latent's row in the original training set.
+        rows: int64 [n], each latent's row in the original training set; an ensemble of banks may
+            have several latents of a row.
         stage: ``random``, ``inverted`` or ``condensed``.
         history: what the optimisation measured, a list of numbers for each quantity.
         provenance: how it was made: generator, config, seed, dataset, class_names.
@@ -61,9 +62,7 @@ class LatentBank:
         for name, numbers in (("labels", self.labels), ("rows", self.rows)):
             if numbers.dtype != torch.int64 or int(numbers.min()) < 0:
                 raise InputError(f"latent bank: {name} must be int64 and not negative")
-        if len(self.rows.unique()) != n:
-            raise InputError("latent bank: a training row appears twice; drop one of its latents")
-        if not self.latents.isfinite().all():
+        if not torch.stack(self.latents.aminmax()).isfinite().all():  # NaN is least and greatest
             raise InputError(
                 "latent bank: latents hold NaN or infinity; lower the learning rate that made them"
             )
@@ -128,11 +127,16 @@ class LatentBank:
             )
 
     @classmethod
-    def merge(cls, banks: Sequence["LatentBank"]) -> "LatentBank":
-        """Latents learned apart (other shards, classes, machines) as one bank, by row number.
+    def merge(cls, banks: Sequence["LatentBank"], *, repeat_rows: bool = False) -> "LatentBank":
+        """Latents learned apart (other shards, classes, seeds, machines) as one bank, by row.
+
+        Args:
+            banks: their order counts only between latents of one row.
+            repeat_rows: a row may have latents in several banks: an ensemble.
 
         Raises:
-            InputError: no banks; shapes, stages or generators differ; a row appears twice.
+            InputError: no banks; shapes, stages or generators differ; a row appears twice though
+                it must not, or with two labels.
         """
         if not banks:
             raise InputError("merge: give at least one bank")
@@ -146,11 +150,20 @@ class LatentBank:
                     f"merge: the banks have different {what}: {sorted(map(str, values))}"
                 )
         rows = torch.cat([b.rows for b in banks])
-        order = rows.argsort()
+        order = rows.argsort(stable=True)
+        rows, labels = rows[order], torch.cat([b.labels for b in banks])[order]
+        again = rows[1:] == rows[:-1]
+        if again.any() and not repeat_rows:
+            raise InputError(
+                f"merge: training row {int(rows[1:][again][0])} appears twice; drop one of its "
+                "latents, or say --repeat-rows (repeat_rows=True) to keep several"
+            )
+        if (again & (labels[1:] != labels[:-1])).any():
+            raise InputError("merge: a training row has two labels; the data sets differ")
         return cls(
             torch.cat([b.latents for b in banks])[order],
-            torch.cat([b.labels for b in banks])[order],
-            rows[order],
+            labels,
+            rows,
             banks[0].stage,
             {},
             {

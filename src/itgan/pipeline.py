@@ -25,8 +25,10 @@ from itgan.baselines import (
 from itgan.condensation import condense
 from itgan.configs import Dtype, RunConfig, Source, with_precision
 from itgan.data import Dataset, ImageSet, load_dataset
+from itgan.dc import gradient_matching, variant
 from itgan.devices import pick_device, resolve_precision
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
+from itgan.encoder import Encoder, train_encoder
 from itgan.errors import InputError
 from itgan.evaluation import UNAUGMENTED, Trial, evaluate
 from itgan.generators import StoredGenerator, load_generator
@@ -34,12 +36,13 @@ from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
 from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
+from itgan.reconstruction import Objective
 from itgan.runs import VIEWS, Cell, Run
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
 # Sources that no generator has a part in, and those that a synthetic set's file can hold.
-UNGENERATED = ("real", "random", "herding", "dm")
+UNGENERATED = ("real", "random", "herding", "dm", "dc")
 STORED = ("gan", "inversion", "itgan")
 FULL: tuple[Dtype, ...] = ("fp32",)
 
@@ -133,6 +136,7 @@ class Experiment:
             ("condensation", config.condensation),
             ("condensation.pool.training", config.condensation.pool.training),
             ("dm", config.dm),
+            ("dc", config.dc),
             ("evaluation", config.evaluation),
         ):
             try:
@@ -183,6 +187,26 @@ class Experiment:
         }
         return Cell("network", "extractor", determinants, (), compute)
 
+    def encoder(self) -> tuple[Cell, ...]:
+        """Where the inversion starts, if the recipe asks for it; one encoder serves all banks."""
+        config, seed = self.config.inversion, derive_seed(self.config.seed, "encoder")
+        if config.start != "encoder":
+            return ()
+
+        def compute(extractor: Network, checkpoint: Checkpoint) -> Encoder:
+            extractor = extractor.to(self.generator.device)
+            objective = Objective(self.generator, extractor, self.data.train, config)
+            return train_encoder(objective, seed, checkpoint)
+
+        weights = config.model_dump(include={"lambda_pixel", "lambda_prior", "precision"})
+        determinants = {
+            "config": {**config.encoder.identity(), **weights},
+            "generator": self.generator.fingerprint,
+            "data": self.data.train.fingerprint,
+            "seed": seed,
+        }
+        return (Cell("encoder", "encoder", determinants, (self.extractor(),), compute),)
+
     def pool(self) -> tuple[Cell, ...]:
         """Snapshots to match in, where the recipe asks for them; one pool serves all banks."""
         config, seed = self.config.condensation, derive_seed(self.config.seed, "pool")
@@ -206,18 +230,21 @@ class Experiment:
         config, seed = self.config.inversion, self._seed(latent_seed)
         rows = self.subset(latent_seed)
 
-        def compute(extractor: Network, checkpoint: Checkpoint) -> LatentBank:
-            extractor = extractor.to(self.generator.device)
-            return invert(self.generator, rows, config, seed, extractor, checkpoint)
+        def compute(extractor: Network, *encoders: Encoder, checkpoint: Checkpoint) -> LatentBank:
+            device = self.generator.device
+            encoder = encoders[0].to(device) if encoders else None
+            extractor = extractor.to(device)
+            return invert(self.generator, rows, config, seed, extractor, checkpoint, encoder)
 
         determinants = {
-            "config": config.model_dump(exclude={"extractor"}),
+            "config": config.identity(),
             "generator": self.generator.fingerprint,
             "images": rows.fingerprint,
             "seed": seed,
         }
         label = f"inverted bank, latent seed {latent_seed}"
-        return Cell("bank", label, determinants, (self.extractor(),), compute)
+        inputs = (self.extractor(), *self.encoder())
+        return Cell("bank", label, determinants, inputs, compute)
 
     def condensed(self, latent_seed: int) -> Cell:
         """Eq. 11 from the inverted bank."""
@@ -260,12 +287,31 @@ class Experiment:
         chosen = self.config.normalisation
         return {} if chosen == "measured" else {"normalisation": chosen}
 
+    def dc(self, latent_seed: int) -> Cell:
+        """Gradient matching in pixels, from the rows of one bank."""
+        config, seed = self.config.dc, self._seed(latent_seed)
+        rows = self.subset(latent_seed)
+
+        def compute(checkpoint: Checkpoint) -> LatentBank:
+            device = pick_device(self.config.device)
+            return gradient_matching(rows, self.data.train, config, seed, device, checkpoint)
+
+        determinants = {
+            "config": config.identity(),
+            "images": rows.fingerprint,
+            "real": self.data.train.fingerprint,
+            "seed": seed,
+            **self._constants(),
+        }
+        return Cell("bank", f"dc bank, latent seed {latent_seed}", determinants, (), compute)
+
     def needs(self, source: Source, latent_seed: int) -> tuple[Cell, ...]:
         """The cells that a source is made from."""
         makers = {
             "inversion": self.inverted,
             "itgan": self.condensed,
             "dm": self.dm,
+            "dc": self.dc,
             "herding": lambda _: self.extractor(),
         }
         return (makers[source](latent_seed),) if source in makers else ()
@@ -285,6 +331,8 @@ class Experiment:
             return herding(train, counts, made[0].to(self.generator.device), latent_seed)
         if name == "dm":
             return pixel_set(made[0], train, latent_seed)
+        if name == "dc":
+            return pixel_set(made[0], train, latent_seed, "dc", variant(self.config.dc))
         bank = made[0] if made else sample_latents(self.generator, rows, self._seed(latent_seed))
         synthetic = self.synthetic(bank, latent_seed)
         if name in ("random-raw", "random-jpeg"):
@@ -402,7 +450,7 @@ class Experiment:
         """The cells of one stage: ``embed``, ``invert``, ``condense`` or ``evaluate``."""
         seeds = self.config.latent_seeds
         if name == "embed":
-            return [self.extractor(), *self.pool()]
+            return [self.extractor(), *self.encoder(), *self.pool()]
         if name == "invert":
             return [self.inverted(seed) for seed in seeds]
         if name == "condense":

@@ -15,19 +15,22 @@ from torch.utils.flop_counter import flop_registry
 
 from itgan.baselines import distribution_matching
 from itgan.condensation import condense
-from itgan.configs import CondensationConfig, EvaluationConfig
+from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig
 from itgan.data import ImageSet
+from itgan.dc import gradient_matching, loops
 from itgan.embedding import RandomPool
+from itgan.encoder import train_encoder
 from itgan.evaluation import evaluate
 from itgan.inversion import invert
 from itgan.latents import sample_latents
 from itgan.networks import Network, build_network
 from itgan.pipeline import Experiment
+from itgan.reconstruction import Objective
 from itgan.runs import Cell, Run, with_inputs
 from itgan.sources import FreshSamples, PixelSet
 from itgan.training import Source, count_updates
 
-STAGES = ("extractor", "inverted", "pool", "condensed", "dm", "trial")
+STAGES = ("extractor", "encoder", "inverted", "pool", "condensed", "dm", "dc", "trial")
 PROBE = 200  # images of a measured step
 GPU_FLOPS = 30e12  # a second, of a GPU that is a fifth busy at 150 TFLOP/s in bf16
 
@@ -108,12 +111,36 @@ def _inverted(experiment: Experiment, missing: list[Cell]) -> Cost:
     few = rows.select(range(min(len(rows), settings.batch_size, PROBE)))
     extractor = _untrained(experiment, settings.extractor)
 
+    plain = InversionConfig(batch_size=settings.batch_size, precision=settings.precision)
+
     def work(steps: int) -> object:
-        changed = settings.model_copy(update={"steps": steps})
+        changed = plain.model_copy(update={"steps": steps})
         return invert(experiment.generator, few, changed, extractor=extractor)
 
-    images = len(rows) * settings.steps * len(missing)
+    # At most: who leaves early is not known before. A look is counted as a step.
+    looks = settings.candidates if settings.start == "best-of" else 0
+    attempts = len(rows) + round(settings.restart_share * len(rows)) + settings.control
+    images = attempts * (settings.steps + looks) * len(missing)
     return _per_step(work).times(images / len(few), images)
+
+
+def _encoder(experiment: Experiment, missing: list[Cell]) -> Cost:
+    settings, train = experiment.config.inversion, experiment.data.train
+    config, extractor = settings.encoder, _untrained(experiment, settings.extractor)
+
+    def work(pairs: int, refined: int) -> object:
+        short = config.model_copy(update={"pair_steps": pairs, "refine_steps": refined})
+        changed = settings.model_copy(update={"encoder": short})
+        return train_encoder(Objective(experiment.generator, extractor, train, changed))
+
+    pairs, refined = config.batch_size, min(config.batch_size, len(train))
+    cost = _per_step(lambda steps: work(steps, 0)).times(
+        config.pair_steps, pairs * config.pair_steps
+    )
+    if config.refine_steps:
+        each = _per_step(lambda steps: work(1, steps))
+        cost += each.times(config.refine_steps, refined * config.refine_steps)
+    return cost
 
 
 def _condensed(experiment: Experiment, missing: list[Cell]) -> Cost:
@@ -143,11 +170,34 @@ def _dm(experiment: Experiment, missing: list[Cell]) -> Cost:
     return _per_step(work).times(factor * settings.steps * len(missing))
 
 
+def _dc(experiment: Experiment, missing: list[Cell]) -> Cost:
+    config, rows = experiment.config.dc, _rows(experiment)
+    most, real = int(rows.labels.bincount().max()), config.real_per_class
+    outer, epochs = loops(config, most)
+    share = min(1.0, PROBE / (rows.num_classes * (most + real)))
+    each, batch = max(1, round(share * most)), max(1, round(share * real))
+    members = [rows.class_indices(label)[:each] for label in range(rows.num_classes)]
+    few = rows.select(torch.cat(members))
+
+    def work(networks: int, image_steps: int, epochs: int) -> object:
+        short = {"steps": networks, "image_steps": image_steps, "network_epochs": epochs}
+        changed = config.model_copy(update={**short, "real_per_class": batch})
+        device = experiment.generator.device
+        return gradient_matching(few, experiment.data.train, changed, device=device)
+
+    image_steps = config.steps * outer * (most + real) / (each + batch)
+    cost = _per_step(lambda steps: work(steps, 1, 0)).times(image_steps)
+    if outer > 1 and epochs:
+        passes = config.steps * (outer - 1) * epochs * len(rows) / len(few)
+        cost += _per_step(lambda steps: work(1, 2, steps)).times(passes)
+    return cost.times(len(missing))
+
+
 def _trial(experiment: Experiment, missing: list[Cell]) -> Cost:
     config, rows = experiment.config, _rows(experiment)
     sources = [cell.determinants["source"] for cell in missing]
     whole, fresh = sources.count("real"), sources.count("gan-fresh")
-    stored = sum(source not in ("real", "random", "gan-fresh") for source in sources)
+    stored = sum(source in ("gan", "inversion", "itgan") for source in sources)
     batches = -(-len(rows) // config.evaluation.batch_size)
     updates = count_updates(config.evaluation, len(rows))
     images = round(updates * len(rows) / batches)  # new ones in every epoch
@@ -165,10 +215,12 @@ def _trial(experiment: Experiment, missing: list[Cell]) -> Cost:
 
 _COSTS: dict[str, Callable[[Experiment, list[Cell]], Cost]] = {
     "extractor": _extractor,
+    "encoder": _encoder,
     "inverted": _inverted,
     "pool": _pool,
     "condensed": _condensed,
     "dm": _dm,
+    "dc": _dc,
     "trial": _trial,
 }
 

@@ -7,6 +7,7 @@ from itgan.configs import (
     AutoencodingConfig,
     CondensationConfig,
     Config,
+    DCConfig,
     EvaluationConfig,
     InversionConfig,
     MetricsConfig,
@@ -41,6 +42,8 @@ def digits() -> RunConfig:
             real_per_class=64,
             augmentation=DIGITS_AUGMENTATION,
         ),
+        # As many steps of the images; the rest as published, by images per class.
+        dc=DCConfig(steps=20, real_per_class=64),
         evaluation=EvaluationConfig(updates=200, augmentation=DIGITS_AUGMENTATION, curve_points=5),
     )
 
@@ -64,6 +67,7 @@ def cifar10_smoke() -> RunConfig:
         dm=CondensationConfig(
             optimiser="sgd", learning_rate=1.0, steps=100, real_per_class=64, precision="bf16"
         ),
+        dc=DCConfig(steps=5, real_per_class=64, precision="bf16"),
         evaluation=EvaluationConfig(updates=150, precision="bf16", compile=True),
     )
 

@@ -21,6 +21,7 @@ from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.configs import RunConfig
 from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
+from itgan.encoder import Encoder
 from itgan.errors import InputError
 from itgan.evaluation import Trial
 from itgan.latents import LatentBank
@@ -39,7 +40,7 @@ class Cell:
     """One expensive result.
 
     Attributes:
-        kind: ``network``, ``pool``, ``bank`` or ``trial``: how it is stored.
+        kind: ``network``, ``encoder``, ``pool``, ``bank`` or ``trial``: how it is stored.
         label: what a reader calls it.
         determinants: JSON values that determine it, beside its inputs.
         inputs: the cells it is computed from.
@@ -92,6 +93,10 @@ def _load_pool(path: Path, cell: Cell) -> SnapshotPool:
     return SnapshotPool.load(path, _spec(cell))
 
 
+def _load_encoder(path: Path, cell: Cell) -> Encoder:
+    return Encoder.load(path)
+
+
 def _load_bank(path: Path, cell: Cell) -> LatentBank:
     return LatentBank.load(path)
 
@@ -108,12 +113,13 @@ def _load_trial(path: Path, cell: Cell) -> Trial:
         raise InputError(f"{path}: not a trial; remove it and run again") from error
 
 
-def _save(path: Path, value: LatentBank | SnapshotPool, cell: Cell) -> None:
+def _save(path: Path, value: LatentBank | SnapshotPool | Encoder, cell: Cell) -> None:
     value.save(path)
 
 
 STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path, Cell], Any]]] = {
     "network": (".safetensors", _save_network, _load_network),
+    "encoder": (".safetensors", _save, _load_encoder),
     "pool": (".safetensors", _save, _load_pool),
     "bank": (".safetensors", _save, _load_bank),
     "trial": (".json", _save_trial, _load_trial),
@@ -263,7 +269,7 @@ class Run:
 
 def _last(value: object) -> dict[str, Any]:
     """What a metrics line says of a value: the last entry of each history."""
-    if isinstance(value, LatentBank):
+    if isinstance(value, LatentBank | Encoder):
         return {name: values[-1] for name, values in value.history.items() if values}
     return {"accuracy": value.accuracy} if isinstance(value, Trial) else {}
 

@@ -1,0 +1,156 @@
+"""The gradient of Eq. 11 in latents of any number, in the memory of one micro-batch.
+
+Only the class means couple the latents. So a first pass over micro-batches gives the means, the
+gradient of Eq. 9 in them is then a constant, and a second pass back-propagates it: the gradient
+of the whole batch in the memory of one micro-batch. A batch that fits needs one pass. Since no
+latent needs another one's gradient, each micro-batch takes its step at once: what grows with the
+bank is the latents and the optimiser's state alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from itgan import matching
+from itgan.augment import Augmentation, Blocks
+from itgan.devices import autocast
+from itgan.generators import ConditionalGenerator
+from itgan.matching import Discrepancy
+from itgan.networks import Network
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step draws: psi, and omega for each class."""
+
+    network: Network
+    augmentations: dict[int, Augmentation | None]
+
+    def blocks(self, labels: Int[Tensor, " n"]) -> Blocks:
+        """The augmentation of a batch that is ordered by class."""
+        classes, counts = labels.unique_consecutive(return_counts=True)
+        pairs = zip(classes.tolist(), counts.tolist(), strict=True)
+        return Blocks(tuple((self.augmentations[label], count) for label, count in pairs))
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Images [n, c, h, w] that are made when they are asked for: a tensor is one."""
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Those at these positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One shard at one step: everything that its loss depends on but the latents."""
+
+    generator: ConditionalGenerator
+    labels: Int[Tensor, " n"]  # ordered by class
+    draws: Sequence[Draw]
+    real_means: Sequence[Float[Tensor, "classes s"]]  # of the statistic; for each draw
+    partners: Images | None  # the x_i of Eq. 10
+    lambda_reg: float
+    micro_batch: int
+    precision: str
+    discrepancy: Discrepancy = matching.DistributionMatching()  # noqa: RUF009 - stateless
+
+
+def mean_weights(
+    labels: Int[Tensor, " n"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "classes n"]:
+    """1 / n_c where an image is of class c, else 0: sums with these are class means."""
+    members = (labels.unique()[:, None] == labels[None, :]).to(dtype)
+    return members / members.sum(1, keepdim=True)
+
+
+def descend(
+    problem: Problem,
+    read: Callable[[Tensor], Tensor],
+    step: Callable[[Tensor, Tensor], None],
+) -> tuple[float, float]:
+    """Give the gradient of Eq. 11 in the latents, micro-batch by micro-batch.
+
+    Args:
+        problem: what the loss depends on.
+        read: from positions in the shard to their latents.
+        step: takes positions and the gradient there, once for every position; the latents may
+            change then.
+
+    Returns:
+        The values of L_con and R before.
+    """
+    match, draws, device = problem.discrepancy, problem.draws, problem.labels.device
+    chunks = torch.arange(len(problem.labels), device=device).split(problem.micro_batch)
+    dtype = read(chunks[0][:1]).dtype
+    weights = mean_weights(problem.labels, dtype)
+    single = len(chunks) == 1
+
+    def embed(chunk: Tensor, *, graph: bool) -> tuple[Tensor, list[Tensor]]:
+        z, labels = read(chunk).detach().requires_grad_(graph), problem.labels[chunk]
+        with autocast(device, problem.precision):
+            with torch.set_grad_enabled(graph):
+                images = problem.generator(z, labels)
+            with torch.set_grad_enabled(graph or match.needs_graph):
+                features = [d.network.embed(images, d.blocks(labels)) for d in draws]
+        return z, [f.to(dtype) for f in features]
+
+    def statistics(chunk: Tensor, features: list[Tensor], *, graph: bool) -> list[Tensor]:
+        w, labels = weights[:, chunk], problem.labels[chunk]
+        return [
+            match.statistic(d.network, f, labels, w, differentiable=graph)
+            for d, f in zip(draws, features, strict=True)
+        ]
+
+    # First pass: the statistics of the classes.
+    totals = [torch.zeros_like(real, dtype=dtype) for real in problem.real_means]
+    kept: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
+    for chunk in chunks:
+        z, features = embed(chunk, graph=single)
+        parts = statistics(chunk, features, graph=single)
+        totals = [t + part.detach() for t, part in zip(totals, parts, strict=True)]
+        kept = (z, features, parts) if single else None
+
+    # The gradient of Eq. 9 in them.
+    l_con, directions = 0.0, []
+    for draw, real, total in zip(draws, problem.real_means, totals, strict=True):
+        total.requires_grad_(True)
+        value = match.distance(draw.network, real.to(total.dtype), total)  # Eq. 9
+        directions.append(torch.autograd.grad(value, total)[0])
+        l_con += float(value.detach()) / len(draws)
+
+    # Second pass: the same constants, pulled back to the latents.
+    regulariser = 0.0
+    for chunk in chunks:
+        if kept is not None:
+            z, features, parts = kept
+        else:
+            z, features = embed(chunk, graph=True)
+            parts = statistics(chunk, features, graph=True)
+        pulled = [(d * part).sum() for d, part in zip(directions, parts, strict=True)]
+        loss = (1 - problem.lambda_reg) * torch.stack(pulled).sum()
+        if problem.partners is not None:
+            r = _regulariser(problem, chunk, features, weights[:, chunk].sum(0))
+            loss = loss + problem.lambda_reg * r
+            regulariser += float(r.detach()) / len(draws)
+        step(chunk, torch.autograd.grad(loss / len(draws), z)[0])
+    return l_con, regulariser
+
+
+def _regulariser(
+    problem: Problem, chunk: Tensor, features: Sequence[Tensor], weights: Float[Tensor, " k"]
+) -> Float[Tensor, ""]:
+    """A part of Eq. 10, summed over draws."""
+    assert problem.partners is not None
+    total = features[0].new_zeros(())
+    for draw, synthetic in zip(problem.draws, features, strict=True):
+        with torch.no_grad(), autocast(synthetic.device, problem.precision):
+            blocks = draw.blocks(problem.labels[chunk])
+            real = draw.network.embed(problem.partners[chunk], blocks).to(synthetic.dtype)
+        total = total + (matching.paired(real, synthetic) * weights).sum()  # Eq. 10
+    return total
