@@ -382,7 +382,10 @@ class PretrainingConfig(Config):
         120.0, description="seconds between snapshots that a killed training goes on from"
     )
     measure_every: int = Field(
-        0, ge=0, description="measure the average after every so many steps; 0 never does"
+        0,
+        ge=0,
+        le=10_000_000,
+        description="measure the average after every so many steps; 0 never does",
     )
     monitor: MetricsConfig = Field(
         MetricsConfig(figures=("frechet",), samples=2000),
@@ -408,7 +411,7 @@ class AutoencodingConfig(PretrainingConfig):
     )
     adversarial_weight: Weight = Field(0.05, description="weight of the hinge loss of samples")
     adversarial_start: int = Field(
-        2000, ge=0, description="from this step on there is a discriminator"
+        2000, ge=0, le=10_000_000, description="from this step on there is a discriminator"
     )
     extractor: EvaluationConfig = Field(
         EvaluationConfig(epochs=20),
