@@ -17,7 +17,7 @@ from PIL import Image
 from itgan import data, pictures, readers
 from itgan.data import ImageSet, load_dataset, pixel_constants
 from itgan.errors import InputError
-from itgan.splits import hold_out, stratified, validation_count
+from itgan.splits import hold_out, pack_rows, stratified, unpack_rows, validation_count
 
 LABELS = [0, 1, 2] * 4
 
@@ -873,3 +873,15 @@ def test_cache_key_ignores_nothing_that_matters(tmp_path):
         )
     }
     assert len(keys) == 4
+
+
+@given(st.sets(st.integers(0, 5000), max_size=60))
+def test_row_numbers_survive_packing(rows):
+    packed = pack_rows(torch.tensor(sorted(rows, reverse=True), dtype=torch.int64))
+    assert unpack_rows(packed).tolist() == sorted(rows)
+    assert len(packed) <= 4 * (max(rows, default=0) // 24 + 1)
+
+
+def test_what_packs_no_rows_is_refused():
+    with pytest.raises(InputError, match="rows: not a set of row numbers"):
+        unpack_rows("no base64!")

@@ -304,7 +304,9 @@ def test_the_curve_ends_in_the_accuracy(images):
     (found,) = evaluate(images, images, config, [0])
     assert [point["update"] for point in found.curve] == [2, 5, 8, 10]
     assert found.curve[-1]["accuracy"] == found.accuracy
-    assert all(set(point) == {"update", "loss", "accuracy"} for point in found.curve)
+    for point in found.curve:  # here the images that score are those that train
+        assert set(point) == {"update", "loss", "accuracy", "training_accuracy"}
+        assert point["training_accuracy"] == point["accuracy"]
     (plain,) = evaluate(images, images, config.model_copy(update={"curve_points": 0}), [0])
     assert plain.accuracy == found.accuracy
 

@@ -8,17 +8,19 @@ import torch
 import itgan.pipeline
 import itgan.runs
 from itgan import artefacts
-from itgan.configs import RunConfig
-from itgan.data import Dataset, ImageSet
+from itgan.configs import PretrainingConfig, RunConfig
+from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
 from itgan.generators import BigGANShape
 from itgan.latents import LatentBank, sample_latents
 from itgan.pipeline import Experiment, compute
+from itgan.pretraining import pretrain
 from itgan.publishing import publish, tabulate
 from itgan.recipes import command
 from itgan.runs import Run, with_inputs
 from itgan.sources import SyntheticSet
+from itgan.splits import unpack_rows
 
 SOURCES = ("real", "random", "gan", "gan-fresh", "inversion", "itgan")
 SHORT = {"updates": 2, "batch_size": 16}
@@ -745,3 +747,53 @@ def test_published_constants_name_other_cells(experiment):
         made.data = data.normalised_by((0.4,), (0.3,)) if choice == "published" else data
         names.append({cell.name for cell in with_inputs(made.trials())})
     assert not names[0] & names[1]
+
+
+# Who has seen what
+
+
+def test_nothing_that_learns_sees_validation_or_test_images(experiment, tmp_path):
+    data = load_dataset("digits", validation=100)
+    config = PretrainingConfig(
+        steps=2, batch_size=4, channels=2, latent_dim=4, validation=100, device="cpu"
+    )
+    generator = pretrain(config, data, tmp_path / "gan")
+    pool = {"kind": "snapshots", "networks": 1, "snapshots": 1, "training": SHORT}
+    made = experiment(
+        generator=str(generator), validation=100, condensation={"pool": pool}, sources=("itgan",)
+    )
+    run = Run(tmp_path / "run")
+    compute(made, run)
+    held = set(data.validation.rows.tolist())
+    everything = set(range(len(data.train) + len(held)))
+    extractor, (snapshots,) = run.value(made.extractor()), (run.value(c) for c in made.pool())
+    records = [
+        artefacts.read_metadata(generator)["trained_on"],
+        extractor.trained_on,
+        snapshots.trained_on,
+    ]
+    for record in records:
+        rows = set(unpack_rows(record["rows"]).tolist())
+        assert len(rows) == record["images"] > 900
+        assert rows <= everything - held
+    # A pool's own held-out rows are training rows that its networks have not seen.
+    own = set(snapshots.held_out.tolist())
+    assert own
+    assert own <= everything - held - set(unpack_rows(snapshots.trained_on["rows"]).tolist())
+    for cell in (made.inverted(0), made.condensed(0)):
+        assert not set(run.value(cell).rows.tolist()) & held
+    assert made.scored_images_seen() == 0
+    # Its test images are no training images: their hash stands in the record of none.
+    assert data.test.fingerprint not in {record["sha256"] for record in records}
+
+
+def test_a_generator_that_saw_the_scored_images_is_told_in_the_report(experiment, tmp_path):
+    config = PretrainingConfig(steps=1, batch_size=4, channels=2, latent_dim=4, device="cpu")
+    generator = pretrain(config, load_dataset("digits"), tmp_path / "gan")
+    made = experiment(generator=str(generator), validation=100, sources=("gan",))
+    run = Run(tmp_path / "run")
+    compute(made, run)
+    assert made.scored_images_seen() == 100
+    _, _, page = publish(made, run)
+    assert "trained on 100 of the images that score" in page.read_text()
+    assert experiment(generator=str(generator), sources=("gan",)).scored_images_seen() == 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from itgan import artefacts, pictures, readers
 from itgan.errors import DISK_FULL, InputError
-from itgan.splits import Splits, numbered, stratified, validation_count
+from itgan.splits import Splits, numbered, pack_rows, stratified, validation_count
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, in [0, 1] units
 CIFAR10: Constants = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -119,6 +119,15 @@ class ImageSet:
         for tensor in (self.images, self.labels, self.rows):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What an artefact that learned from these images keeps of them: see ``unpack_rows``."""
+        return {
+            "images": len(self),
+            "sha256": self.fingerprint,
+            "rows": pack_rows(self.rows),
+        }
 
     def select(self, indices: Tensor | np.ndarray | Sequence[int]) -> "ImageSet":
         """The images at these positions (or under this mask), in this order."""

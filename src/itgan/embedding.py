@@ -1,8 +1,8 @@
 """Where features come from: pools of networks to match in, and the extractor for inversion."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -129,6 +129,7 @@ class SnapshotPool:
         accuracies: of each snapshot on training rows that it has not seen, in [0, 1].
         held_out: int64, those rows.
         window: accuracies to draw from, both ends included.
+        trained_on: the images that the networks have seen (``ImageSet.record``).
     """
 
     spec: NetworkSpec
@@ -136,6 +137,7 @@ class SnapshotPool:
     accuracies: Tensor
     held_out: Tensor
     window: tuple[float, float] = (0.0, 1.0)
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
 
     def candidates(self) -> Tensor:
         """Numbers of the snapshots in the window.
@@ -164,7 +166,8 @@ class SnapshotPool:
         """Store weights and accuracies; the window is not part of the pool."""
         own = {"accuracies": self.accuracies, "held_out": self.held_out}
         weights = {f"weights.{name}": t for name, t in self.weights.items()}
-        artefacts.save(path, {**weights, **own}, {"kind": "pool", "spec": asdict(self.spec)})
+        about = {"spec": asdict(self.spec), "trained_on": dict(self.trained_on)}
+        artefacts.save(path, {**weights, **own}, {"kind": "pool", **about})
 
     @classmethod
     def load(cls, path: Path, spec: NetworkSpec | None = None) -> "SnapshotPool":
@@ -181,7 +184,8 @@ class SnapshotPool:
             if accuracies.ndim != 1 or any(len(t) != len(accuracies) for t in weights.values()):
                 raise InputError("weights and accuracies are not of the same snapshots")
             spec.check({name: tuple(t.shape[1:]) for name, t in weights.items()})
-            return cls(spec, weights, accuracies, held_out)
+            seen = metadata.get("trained_on", {})
+            return cls(spec, weights, accuracies, held_out, trained_on=seen)
 
 
 def make_pool(
@@ -237,7 +241,7 @@ def train_pool(
     joined = {name: torch.cat([kept[name] for kept in snapshots]) for name in snapshots[0]}
     accuracies = joined.pop("accuracies")
     weights = {name.removeprefix("weights."): t for name, t in joined.items()}
-    return SnapshotPool(spec, weights, accuracies, held_out.rows, config.window)
+    return SnapshotPool(spec, weights, accuracies, held_out.rows, config.window, seen.record)
 
 
 def train_extractor(
@@ -250,12 +254,14 @@ def train_extractor(
     """A network trained on real images, frozen: psi of Eq. 8."""
     network = NetworkSpec.of(config.network, images).build(seed).to(device)
     train_classifier(network, images, config, seed, "extractor", checkpoint=checkpoint)
+    network.trained_on = images.record
     return network.requires_grad_(False).eval()
 
 
 def save_network(path: Path, network: Network, spec: NetworkSpec) -> None:
     """Store weights and what rebuilds the network."""
-    artefacts.save(path, network.state_dict(), {"kind": "network", "spec": asdict(spec)})
+    metadata = {"kind": "network", "spec": asdict(spec), "trained_on": dict(network.trained_on)}
+    artefacts.save(path, network.state_dict(), metadata)
 
 
 def load_network(path: Path, spec: NetworkSpec | None = None) -> Network:
@@ -272,4 +278,5 @@ def load_network(path: Path, spec: NetworkSpec | None = None) -> Network:
         spec.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     network = spec.build()
     network.load_state_dict(tensors)
+    network.trained_on = metadata.get("trained_on", {})
     return network.requires_grad_(False).eval()

@@ -4,9 +4,10 @@ Every source sees the same schedule; classifiers with the same network seed star
 weights and draw the same augmentations, so differences between sources are paired.
 """
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from itgan.data import ImageSet
 from itgan.devices import pick_device
 from itgan.errors import InputError
 from itgan.networks import build_network
+from itgan.pictures import to_uint8
 from itgan.randomness import derive_seed
 from itgan.sources import SyntheticSet
 from itgan.training import Source, accuracy, count_updates, train_classifier
@@ -138,11 +140,13 @@ def _trial(
     ).to(pick_device(device))
     total = count_updates(config, len(source))
     points = {round(total * (i + 1) / config.curve_points) for i in range(config.curve_points)}
-    noted = {"curve": torch.empty(0, 3, dtype=torch.float64)}
+    noted = {"curve": torch.empty(0, 4, dtype=torch.float64)}
+    own = _own_images(source, test) if points else None
 
     def measure(update: int, loss: float) -> None:
         if update in points:
-            point = [[update, loss, accuracy(network, test, config)]]
+            fitted = math.nan if own is None else accuracy(network, own, config)
+            point = [[update, loss, accuracy(network, test, config), fitted]]
             noted["curve"] = torch.cat([noted["curve"], torch.tensor(point, dtype=torch.float64)])
 
     train_classifier(
@@ -157,7 +161,8 @@ def _trial(
     )
     curve: list[dict[str, float | int]] = [
         {"update": int(update), "loss": loss, "accuracy": score}
-        for update, loss, score in noted["curve"].tolist()
+        | ({} if math.isnan(fitted) else {"training_accuracy": fitted})
+        for update, loss, score, fitted in noted["curve"].tolist()
     ]
     labels = getattr(source, "labels", None)
     return Trial(
@@ -176,6 +181,15 @@ def _trial(
         labels="soft" if labels is not None and labels.ndim == 2 else "hard",
         curve=curve,
     )
+
+
+def _own_images(source: Source, test: ImageSet) -> ImageSet | None:
+    """The stored images that a classifier is trained on, where they have hard labels."""
+    images, labels = getattr(source, "images", None), getattr(source, "labels", None)
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or labels.ndim != 1:
+        return None
+    pixels = to_uint8(images) if images.is_floating_point() else images
+    return replace(test, images=pixels, labels=labels, rows=torch.arange(len(labels)))
 
 
 def _bootstrap(groups: Mapping[int, Sequence[float]]) -> list[float]:

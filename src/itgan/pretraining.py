@@ -376,7 +376,7 @@ def _export(trainer: GANTrainer, data: Dataset, identity: str, journal: Journal)
             "training": identity,
             "dataset": data.name,
             "class_names": list(data.class_names),
-            "trained_on": {"images": len(data.train), "sha256": data.train.fingerprint},
+            "trained_on": data.train.record,
             "hours": round(seconds / 3600, 3),
         },
     )

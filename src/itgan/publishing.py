@@ -89,6 +89,11 @@ def publish(
         "Differences are paired: both sides share seeds, and so rows, first weights, order and "
         "augmentations. They tell more than two intervals side by side.",
     ]
+    if seen := experiment.scored_images_seen():
+        notes.append(
+            f"The generator was trained on {seen:,} of the images that score: figures of sources "
+            "that it makes are too good."
+        )
     if missing:
         notes.append(f"{missing} trials of this run are still to be computed.")
     html, _ = write_report(
@@ -170,16 +175,24 @@ def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
 
 
 def accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
-    """Accuracy along the training, one chart, where trials have measured it."""
-    series: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for trial in trials:
-        own = trial.variant not in ("", "same-rows")
-        name = f"{trial.source} ({trial.variant})" if own else trial.source
-        if len(trial.curve) > 1:
-            xs = [point["update"] for point in trial.curve]
-            ys = [100 * point["accuracy"] for point in trial.curve]
-            series.setdefault(name, []).append((xs, ys))
-    return [Curve("Classifiers", "update", "accuracy on real images, %", series)] if series else []
+    """Accuracy along the training, on real images and on a classifier's own training images."""
+    trials = [trial for trial in trials if len(trial.curve) > 1]
+    curves = []
+    for title, key, where in (
+        ("Classifiers", "accuracy", "real images"),
+        ("Classifiers on what they are trained on", "training_accuracy", "the training set"),
+    ):
+        series: dict[str, list[tuple[list[float], list[float]]]] = {}
+        for trial in trials:
+            own = trial.variant not in ("", "same-rows")
+            name = f"{trial.source} ({trial.variant})" if own else trial.source
+            if key in trial.curve[0]:
+                xs = [point["update"] for point in trial.curve]
+                ys = [100 * point[key] for point in trial.curve]
+                series.setdefault(name, []).append((xs, ys))
+        if series:
+            curves.append(Curve(title, "update", f"accuracy on {where}, %", series))
+    return curves
 
 
 def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gallery | None:

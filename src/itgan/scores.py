@@ -80,15 +80,20 @@ def score_trials(trials: Iterable[Trial]) -> list[dict[str, Any]]:
         missing; a source that has neither LRS nor ARS is left out.
     """
     groups: dict[tuple[str, str, int | None], dict[Key, list[float]]] = {}
+    whole: dict[tuple[str, str], dict[Key, list[float]]] = {}  # serves every size of a bank
     for trial in trials:
         variant = trial.variant.removesuffix(UNAUGMENTED).strip()
         augmented = not trial.variant.endswith(UNAUGMENTED)
-        group = groups.setdefault((trial.dataset, trial.network, trial.latents_per_class), {})
+        if trial.source == "real":
+            group = whole.setdefault((trial.dataset, trial.network), {})
+        else:
+            group = groups.setdefault((trial.dataset, trial.network, trial.latents_per_class), {})
         key = (trial.source, variant, augmented, trial.labels)
         group.setdefault(key, []).append(trial.accuracy)
     rows = []
     for (dataset, network, per_class), group in groups.items():
-        means = {key: sum(values) / len(values) for key, values in group.items()}
+        both = group | whole.get((dataset, network), {})
+        means = {key: sum(values) / len(values) for key, values in both.items()}
         for source, variant in dict.fromkeys(key[:2] for key in means):
             if source in ("real", "random"):
                 continue

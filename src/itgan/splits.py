@@ -3,6 +3,7 @@
 A row number therefore means the same image on every machine.
 """
 
+import base64
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,26 @@ class Splits:
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+
+
+def pack_rows(rows: Int64[Tensor, " n"]) -> str:
+    """Row numbers, as a set, in few letters: base64 of one bit for each row up to the last."""
+    members = np.zeros(int(rows.max()) + 1 if len(rows) else 0, dtype=bool)
+    members[rows.numpy()] = True
+    return base64.b64encode(np.packbits(members).tobytes()).decode()
+
+
+def unpack_rows(text: str) -> Int64[Tensor, " n"]:
+    """What ``pack_rows`` packed, in order.
+
+    Raises:
+        InputError: the text is no base64.
+    """
+    try:
+        packed = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InputError("rows: not a set of row numbers; make the file again") from error
+    return torch.from_numpy(np.unpackbits(np.frombuffer(packed, np.uint8)).nonzero()[0])
 
 
 def as_labels(what: str, labels: np.ndarray) -> Int64[np.ndarray, " n"]:

@@ -1,7 +1,7 @@
 """What all networks share: they normalise, then augment, then embed, then classify."""
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ class Network(nn.Module):
     """A classifier of images in [-1, 1] that owns its normalisation.
 
     A subclass sets ``features`` (images to anything that flattens to [n, d]) and ``classifier``.
+    Whoever trains it notes in ``trained_on`` which images it has seen (``ImageSet.record``).
     """
 
     mean: Tensor
@@ -46,6 +47,7 @@ class Network(nn.Module):
         """
         super().__init__()
         self.image_shape = self.accepts = tuple(image_shape)
+        self.trained_on: Mapping[str, Any] = {}
         # Not persistent: state dicts keep the keys that the field uses.
         for field, value in (("mean", mean), ("std", std)):
             constants = _per_channel(field, value, image_shape[0])
