@@ -78,7 +78,8 @@ def test_a_ledger_of_nothing_is_refused(refused, generator, bank):
     assert refused("ledger").startswith("ledger: give a synthetic set or a recipe")
     assert "no such file" in refused("ledger", "nothing.safetensors")
     assert refused("ledger", "digits", "--qualities", 101).startswith("qualities")
-    SyntheticSet(generator, bank).save("a.safetensors")
+    unknown = LatentBank(bank.latents, bank.labels, bank.rows, bank.stage)
+    SyntheticSet(generator, unknown).save("a.safetensors")
     assert refused("ledger", "a.safetensors").endswith("give --dataset")
 
 

@@ -347,4 +347,4 @@ def test_a_python_function_cannot_be_stored_in_any_type(bank):
         image_shape=(1, 2, 4),
     )
     with pytest.raises(InputError, match="cannot be stored"):
-        SyntheticSet(wrapped, bank).stored_as("fp16")
+        SyntheticSet(wrapped, bank.moved_to(wrapped)).stored_as("fp16")

@@ -419,6 +419,10 @@ class AutoencodingConfig(PretrainingConfig):
     )
 
 
+# Fields of a run that say where and how often, not what: they change no result.
+PLACES = {"out", "cells", "device", "checkpoint_seconds"}
+
+
 class RunConfig(Config):
     """An experiment: data, generator, banks, the sources to compare and the protocol."""
 

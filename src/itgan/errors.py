@@ -11,3 +11,7 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and exits with 2.
     """
+
+    def __init__(self, message: str) -> None:
+        """What it quotes may hold line breaks: they become spaces."""
+        super().__init__(" ".join(message.splitlines()))

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 
 from itgan.configs import (
+    PLACES,
     AutoencodingConfig,
     CondensationConfig,
     Config,
@@ -185,10 +186,10 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = {
 def command(config: RunConfig) -> str:
     """The command line that computes this configuration: its recipe, and what differs from it.
 
-    Where to compute and to write, ``device`` and ``out``, are left to whoever runs it.
+    Where to compute and to write is left to whoever runs it.
     """
     name = config.recipe if config.recipe in RECIPES else "digits"
-    elsewhere = {"device": config.device, "out": config.out}
+    elsewhere = {place: getattr(config, place) for place in PLACES}
     flags = _flags(RECIPES[name]().model_copy(update=elsewhere), config)
     return shlex.join(["itgan", "run", name, *flags])
 

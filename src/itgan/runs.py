@@ -19,7 +19,7 @@ import torch
 import itgan
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
-from itgan.configs import RunConfig
+from itgan.configs import PLACES, RunConfig
 from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
 from itgan.encoder import Encoder
 from itgan.errors import InputError
@@ -30,8 +30,7 @@ from itgan.progress import say
 
 # Raised when the same configuration begins to give other numbers: older cells are not reused.
 NUMERICS = 2
-# Fields that say where and how often, and fields that choose among cells: none changes a cell.
-PLACES = {"out", "cells", "device", "checkpoint_seconds"}
+# Fields that choose among cells, and change none.
 VIEWS = ("sources", "latent_seeds", "network_seeds")
 
 
