@@ -193,6 +193,8 @@ def _bank(
             f"{path}: latents of rows {low}...{high}, but there are {len(labels)} labels; give "
             "those of the data set that the latents were made for"
         )
+    if len(rows.unique()) != len(rows):
+        raise InputError(f"{path}: a training row appears twice; drop one of its latents")
     if known["layout"] == "whole" and len(rows) != len(labels):
         raise InputError(
             f"{path}: {len(rows)} latents, but {len(labels)} labels; the layout has one latent "
