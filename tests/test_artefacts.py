@@ -491,3 +491,16 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path):
     assert died.returncode == 9
     with artefacts.locked(tmp_path):
         pass
+
+
+def test_an_entry_that_is_marked_as_a_folder_is_refused(tmp_path):
+    """PyTorch would give whatever lies in memory."""
+    path = tmp_path / "x.pt"
+    torch.save({"x": torch.ones(40)}, path)
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    entry = content.index(b"x/data/0", directory)
+    content[entry - 8] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="x/data/0 is a folder"):
+        artefacts.load_foreign(path)

@@ -28,6 +28,7 @@ from itgan.errors import InputError
 
 FORMAT_VERSION = 2
 _KEY = "itgan"
+_FOLDER = 0x10  # of the attributes of an entry in a zip archive
 
 
 def _from_1(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -249,9 +250,12 @@ def _check_zip(path: Path) -> None:
             raise InputError(f"{path}: claims to hold more than its size; fetch it again")
         if (name := archive.testzip()) is not None:
             raise InputError(f"{path}: damaged: {name} has another sum; fetch it again")
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                _check_pickle(path, archive.read(name))
+        for entry in archive.infolist():
+            # PyTorch leaves the memory of an entry that is marked as a folder as it finds it.
+            if entry.is_dir() or entry.external_attr & _FOLDER:
+                raise InputError(f"{path}: damaged: {entry.filename} is a folder; fetch it again")
+            if entry.filename.endswith(".pkl"):
+                _check_pickle(path, archive.read(entry))
 
 
 def _check_pickle(path: Path, content: bytes) -> None:
