@@ -25,13 +25,15 @@ from itgan.inversion import invert
 from itgan.latents import sample_latents
 from itgan.networks import Network, build_network
 from itgan.pipeline import Experiment
+from itgan.randomness import derive
 from itgan.reconstruction import Objective
 from itgan.runs import Cell, Run, with_inputs
-from itgan.sources import FreshSamples, PixelSet
-from itgan.training import Source, count_updates
+from itgan.sources import FreshSamples
+from itgan.training import accuracy, count_updates
 
 STAGES = ("extractor", "encoder", "inverted", "pool", "condensed", "dm", "dc", "trial")
 PROBE = 200  # images of a measured step
+UPDATE_PROBE = 64  # of a measured update of a classifier
 GPU_FLOPS = 30e12  # a second, of a GPU that is a fifth busy at 150 TFLOP/s in bf16
 
 
@@ -94,7 +96,8 @@ def plan_all(parts: Iterable[tuple[Experiment, list[Cell]]], run: Run) -> list[d
 
 def _extractor(experiment: Experiment, missing: list[Cell]) -> Cost:
     training = experiment.config.inversion.extractor
-    return _training(experiment, _whole(experiment), training, scored=False).times(len(missing))
+    images = len(experiment.data.train)
+    return _training(experiment, images, training, scored=False).times(len(missing))
 
 
 def _pool(experiment: Experiment, missing: list[Cell]) -> Cost:
@@ -102,7 +105,8 @@ def _pool(experiment: Experiment, missing: list[Cell]) -> Cost:
     training = settings.training.model_copy(
         update={"network": experiment.config.condensation.network}
     )
-    each = _training(experiment, _whole(experiment), training, scored=False)
+    images = round((1 - settings.held_out) * len(experiment.data.train))
+    each = _training(experiment, images, training, scored=False)
     return each.times(settings.networks * len(missing))
 
 
@@ -202,13 +206,13 @@ def _trial(experiment: Experiment, missing: list[Cell]) -> Cost:
     updates = count_updates(config.evaluation, len(rows))
     images = round(updates * len(rows) / batches)  # new ones in every epoch
     total = Cost(images=len(rows) * stored)
-    for source, count, generated in (
-        (_whole(experiment), whole, 0),
-        (FreshSamples(experiment.generator, rows.labels), fresh, images),
-        (PixelSet(rows.images, rows.labels), len(sources) - whole - fresh, 0),
+    for size, count, generated in (
+        (len(experiment.data.train), whole, 0),
+        (len(rows), fresh, images),
+        (len(rows), len(sources) - whole - fresh, 0),
     ):
         if count:
-            each = _training(experiment, source, config.evaluation, scored=True)
+            each = _training(experiment, size, config.evaluation, scored=True, fresh=generated > 0)
             total += each.times(count, count * generated)
     return total
 
@@ -227,11 +231,6 @@ _COSTS: dict[str, Callable[[Experiment, list[Cell]], Cost]] = {
 
 def _rows(experiment: Experiment) -> ImageSet:
     return experiment.subset(experiment.config.latent_seeds[0])
-
-
-def _whole(experiment: Experiment) -> PixelSet:
-    train = experiment.data.train
-    return PixelSet(train.images, train.labels)
 
 
 def _smaller(
@@ -301,20 +300,47 @@ def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> Cos
 
 
 def _training(
-    experiment: Experiment, source: Source, config: EvaluationConfig, *, scored: bool
+    experiment: Experiment,
+    images: int,
+    config: EvaluationConfig,
+    *,
+    scored: bool,
+    fresh: bool = False,
 ) -> Cost:
-    device, scores = experiment.config.device, experiment.scored_on
-    probe = scores.select(range(min(len(scores), PROBE)))
+    """Training on a set of so many images, or on ones that are generated for every batch."""
+    batch, updates = min(config.batch_size, images), count_updates(config, images)
+    few = experiment.data.train.select(range(min(batch, UPDATE_PROBE, len(experiment.data.train))))
+    share = batch / len(few)
+    cost = _update(experiment, few, config).times(updates * share)
+    if fresh:
+        source = FreshSamples(experiment.generator, few.labels)
+
+        def generate(batches: int) -> object:
+            return [list(source.batches(derive(0), len(few))) for _ in range(batches)]
+
+        cost += _per_step(generate).times(updates * share)
+    if scored:
+        scores = experiment.scored_on
+        probe = scores.select(range(min(len(scores), PROBE)))
+        network = _untrained(experiment, config)
+        each = _per_step(lambda times: [accuracy(network, probe, config) for _ in range(times)])
+        cost += each.times(len(scores) / len(probe) * max(1, config.curve_points))
+    return cost
+
+
+_UPDATES: dict[tuple[object, ...], Cost] = {}
+
+
+def _update(experiment: Experiment, few: ImageSet, config: EvaluationConfig) -> Cost:
+    """An update on these images. It costs the same whatever is learned: it is measured once."""
+    device = experiment.config.device
+    same = ("network", "precision", "compile", "augmentation")
+    key = (*(getattr(config, name) for name in same), few.image_shape, len(few), device)
 
     def work(updates: int) -> object:
-        short = config.model_copy(update={"updates": updates, "curve_points": 0})
-        return evaluate(source, probe, short, [0], device)
+        changes = {"updates": updates, "batch_size": len(few), "curve_points": 0}
+        return evaluate(few, few.select([0]), config.model_copy(update=changes), [0], device)
 
-    cost = _per_step(work).times(count_updates(config, len(source)))
-    if scored:
-        begun = time.perf_counter()
-        work(1)
-        once = time.perf_counter() - begun
-        factor = len(scores) / len(probe) * max(1, config.curve_points)
-        cost += Cost(seconds=once * factor)
-    return cost
+    if key not in _UPDATES:
+        _UPDATES[key] = _per_step(work)
+    return _UPDATES[key]
