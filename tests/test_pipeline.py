@@ -797,3 +797,14 @@ def test_a_generator_that_saw_the_scored_images_is_told_in_the_report(experiment
     _, _, page = publish(made, run)
     assert "trained on 100 of the images that score" in page.read_text()
     assert experiment(generator=str(generator), sources=("gan",)).scored_images_seen() == 0
+
+
+def test_the_best_along_the_way_is_a_flagged_diagnostic(finished):
+    plain = (finished / "report.md").read_text()
+    trials = [json.loads(line) for line in (finished / "trials.jsonl").read_text().splitlines()]
+    (note,) = [line for line in plain.splitlines() if "For diagnosis only, no result" in line]
+    for trial in trials:
+        best = 100 * max(point["accuracy"] for point in trial["curve"])
+        assert f"{trial['source']}" in note
+        assert f"{best:.1f}" in note
+        assert trial["accuracy"] == trial["curve"][-1]["accuracy"]

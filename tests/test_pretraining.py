@@ -74,7 +74,8 @@ def test_the_files_of_a_run(unbroken, digits):
     assert metadata["kind"] == "generator"
     assert metadata["dataset"] == "digits"
     assert metadata["class_names"] == list(digits.class_names)
-    assert metadata["trained_on"] == {"images": 1201, "sha256": digits.train.fingerprint}
+    assert metadata["trained_on"] == digits.train.record
+    assert metadata["trained_on"]["images"] == 1201
     config = TINY.model_dump(mode="json")
     assert artefacts.read_json(unbroken / "config.json") == config
     assert metadata["config"] == {k: v for k, v in config.items() if k not in pretraining.TOLD}

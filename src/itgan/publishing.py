@@ -89,6 +89,11 @@ def publish(
         "Differences are paired: both sides share seeds, and so rows, first weights, order and "
         "augmentations. They tell more than two intervals side by side.",
     ]
+    if best := _best_along_the_way(trials):
+        notes.append(
+            "For diagnosis only, no result: the best accuracy along the curve, chosen by the very "
+            f"images that score, would be {best}. The last step counts."
+        )
     if seen := experiment.scored_images_seen():
         notes.append(
             f"The generator was trained on {seen:,} of the images that score: figures of sources "
@@ -193,6 +198,17 @@ def accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
         if series:
             curves.append(Curve(title, "update", f"accuracy on {where}, %", series))
     return curves
+
+
+def _best_along_the_way(trials: Iterable[Trial]) -> str:
+    """Mean of the highest points of the curves for each source, in percent; empty without any."""
+    peaks: dict[str, list[float]] = {}
+    for trial in trials:
+        if len(trial.curve) > 1:
+            name = f"{trial.source} {trial.variant}".strip()
+            peaks.setdefault(name, []).append(max(point["accuracy"] for point in trial.curve))
+    means = ((name, 100 * sum(values) / len(values)) for name, values in peaks.items())
+    return ", ".join(f"{name} {mean:.1f}" for name, mean in means)
 
 
 def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gallery | None:
