@@ -11,7 +11,7 @@ ROOT = Path(itgan.__file__).parent
 # A line is a layer: its members know nothing of one another.
 LAYERS = """
 errors
-randomness progress endings
+randomness progress endings terminal
 artefacts devices configs splits
 pictures recipes journal
 readers
@@ -34,10 +34,13 @@ autoencoding tables
 report
 runs
 pipeline
-publishing scoring inspection flags
+publishing scoring inspection
 studies
 reproduction planning
-claims cli
+claims flags
+run_commands
+file_commands
+cli
 """
 ORDER = {
     name: level for level, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()

@@ -2,7 +2,7 @@ import shlex
 
 import pytest
 
-from itgan import cli
+from itgan import run_commands
 from itgan.augment import parse_strategy
 from itgan.configs import AutoencodingConfig, PretrainingConfig, RunConfig
 from itgan.pretraining import parse_diffaugment
@@ -99,5 +99,5 @@ def test_the_command_of_a_configuration_gives_that_configuration(name, change):
     config = RunConfig.model_validate(merged(RECIPES[name]().model_dump(), change))
     itgan, run, *arguments = shlex.split(command(config))
     assert (itgan, run) == ("itgan", "run")
-    again = cli._recipe(arguments, "run")
+    again = run_commands.recipe(arguments, "run")
     assert again.model_copy(update={"out": None}) == config

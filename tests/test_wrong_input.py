@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from itgan import artefacts, cli, configs
+from itgan import artefacts, cli, configs, flags
 from itgan.cli import main
 from itgan.data import ImageSet
 from itgan.embedding import NetworkSpec, load_network
@@ -1004,7 +1004,7 @@ def test_metadata_print_no_control_characters(tmp_path, capsys):
 
 
 def test_none_is_spelled_in_any_case(capsys):
-    parse = cli._parse
+    parse = flags.parse
     for words in (["--latents-per-class", "none"], ["--latents_per_class=NONE"]):
         made = parse(configs.RunConfig, words, "itgan", RECIPES["digits"]())
         assert made.latents_per_class is None
