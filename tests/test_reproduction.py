@@ -89,6 +89,7 @@ def test_a_plan_starts_nothing(tmp_path, capsys):
         ((), "itgan: reproduce: name a study first: table1, "),
         (("table9",), "itgan: study 'table9': choose one of table1, "),
         (("fig4",), "itgan: fig4: is about CIFAR-100, "),
+        (("table1", "--latent-seeds", "0", "0"), "itgan: latent_seeds: give at least one value"),
         (("table1", "--only", "ResNet"), "itgan: only=ResNet: choose rows or columns: CIFAR10, "),
     ],
 )

@@ -57,6 +57,13 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
+def _refuse_repeats(config: Config, *fields: str) -> None:
+    for field in fields:
+        values = getattr(config, field)
+        if values is not None and (len(set(values)) != len(values) or not values):
+            raise ValueError(f"{field}: give at least one value, each once")
+
+
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
@@ -500,10 +507,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> "RunConfig":
-        for field in ("latent_seeds", "network_seeds", "sources", "dtypes"):
-            values = getattr(self, field)
-            if len(set(values)) != len(values) or not values:
-                raise ValueError(f"{field}: give at least one value, each once")
+        _refuse_repeats(self, "latent_seeds", "network_seeds", "sources", "dtypes")
         return self
 
     @model_validator(mode="after")
@@ -530,6 +534,11 @@ class StudyConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     out: str | None = Field(None, description="directory (default: runs/STUDY-SCALE)")
     cells: str = Field("runs/cells", description="store of results that all studies share")
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "StudyConfig":
+        _refuse_repeats(self, "latent_seeds", "network_seeds")
+        return self
 
 
 class ScoreConfig(Config):
