@@ -320,27 +320,43 @@ def _training(
 
         cost += _per_step(generate).times(updates * share)
     if scored:
-        scores = experiment.scored_on
-        probe = scores.select(range(min(len(scores), PROBE)))
-        network = _untrained(experiment, config)
-        each = _per_step(lambda times: [accuracy(network, probe, config) for _ in range(times)])
-        cost += each.times(len(scores) / len(probe) * max(1, config.curve_points))
+        times = max(1, config.curve_points) * len(experiment.scored_on) / len(few)
+        cost += _scoring(experiment, few, config).times(times)
     return cost
 
 
-_UPDATES: dict[tuple[object, ...], Cost] = {}
+_MEASURED: dict[tuple[object, ...], Cost] = {}
+
+
+def _once(
+    what: str,
+    experiment: Experiment,
+    few: ImageSet,
+    config: EvaluationConfig,
+    work: Callable[[int], object],
+) -> Cost:
+    """A step of work that costs the same whatever is learned from these images."""
+    same = ("network", "precision", "compile", "augmentation")
+    chosen = (getattr(config, name) for name in same)
+    key = (what, *chosen, few.image_shape, len(few), experiment.config.device)
+    if key not in _MEASURED:
+        _MEASURED[key] = _per_step(work)
+    return _MEASURED[key]
 
 
 def _update(experiment: Experiment, few: ImageSet, config: EvaluationConfig) -> Cost:
-    """An update on these images. It costs the same whatever is learned: it is measured once."""
-    device = experiment.config.device
-    same = ("network", "precision", "compile", "augmentation")
-    key = (*(getattr(config, name) for name in same), few.image_shape, len(few), device)
-
     def work(updates: int) -> object:
         changes = {"updates": updates, "batch_size": len(few), "curve_points": 0}
-        return evaluate(few, few.select([0]), config.model_copy(update=changes), [0], device)
+        changed, device = config.model_copy(update=changes), experiment.config.device
+        return evaluate(few, few.select([0]), changed, [0], device)
 
-    if key not in _UPDATES:
-        _UPDATES[key] = _per_step(work)
-    return _UPDATES[key]
+    return _once("update", experiment, few, config, work)
+
+
+def _scoring(experiment: Experiment, few: ImageSet, config: EvaluationConfig) -> Cost:
+    network = _untrained(experiment, config)
+
+    def work(times: int) -> object:
+        return [accuracy(network, few, config) for _ in range(times)]
+
+    return _once("scoring", experiment, few, config, work)
