@@ -249,8 +249,13 @@ def pretrain_cifar100() -> PretrainingConfig:
 
 def pretrain_cifar10_cpu() -> PretrainingConfig:
     """A small generator of 32x32 colour images, for two CPU cores and a night."""
+    fast = EvaluationConfig(epochs=20, precision="bf16", compile=True)
     return PretrainingConfig(
-        dataset="cifar10-jpeg", validation=5000, steps=20_000, precision="bf16"
+        dataset="cifar10-jpeg",
+        validation=5000,
+        steps=20_000,
+        precision="bf16",
+        card=MetricsConfig(figures=("frechet", "cas"), extractor=fast, cas=fast, cas_seeds=(0,)),
     )
 
 
