@@ -6,8 +6,9 @@ from torch import nn
 from itgan import artefacts, autoencoding, pretraining
 from itgan.autoencoding import AutoencoderTrainer, divergence, pretrain_autoencoder
 from itgan.cards import write_card
-from itgan.configs import AutoencodingConfig, EvaluationConfig, MetricsConfig, PretrainingConfig
+from itgan.configs import EvaluationConfig
 from itgan.errors import InputError
+from itgan.generator_configs import AutoencodingConfig, MetricsConfig, PretrainingConfig
 from itgan.generators import load_encoder, load_generator
 from itgan.pretraining import TOLD, GANTrainer, pretrain
 

@@ -15,17 +15,9 @@ import itgan.generators
 import itgan.pipeline
 from itgan import artefacts, cli
 from itgan.cli import COMMANDS, main
-from itgan.configs import (
-    AutoencodingConfig,
-    Config,
-    ExportConfig,
-    ImportConfig,
-    LedgerConfig,
-    MeasureConfig,
-    PretrainingConfig,
-    RunConfig,
-    ScoreConfig,
-)
+from itgan.configs import Config, RunConfig
+from itgan.file_configs import ExportConfig, ImportConfig, LedgerConfig, ScoreConfig
+from itgan.generator_configs import AutoencodingConfig, MeasureConfig, PretrainingConfig
 from itgan.latents import LatentBank
 from itgan.recipes import PRETRAININGS, RECIPES
 from itgan.sources import SyntheticSet

@@ -16,6 +16,7 @@ from itgan.configs import (
     PoolConfig,
     RunConfig,
 )
+from itgan.generator_configs import PretrainingConfig
 
 KINDS = [
     kind
@@ -157,7 +158,7 @@ def test_configs_do_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("kind", [RunConfig, configs.PretrainingConfig])
+@pytest.mark.parametrize("kind", [RunConfig, PretrainingConfig])
 def test_validation_is_a_number_or_a_fraction(kind):
     for given_, kept in ((0, 0), (200, 200), (5.0, 5), (0.25, 0.25), (0.0, 0)):
         config = kind(validation=given_)
@@ -169,5 +170,5 @@ def test_validation_is_a_number_or_a_fraction(kind):
 
 
 def test_whole_numbers_leave_the_identity_of_a_training_as_it_was():
-    dumped = configs.PretrainingConfig(validation=5000).model_dump(exclude_defaults=True)
+    dumped = PretrainingConfig(validation=5000).model_dump(exclude_defaults=True)
     assert json.dumps(dumped) == '{"validation": 5000}'  # not 5000.0: it is hashed as text

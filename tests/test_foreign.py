@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from itgan.configs import ScoreConfig
 from itgan.data import PUBLISHED, Dataset, ImageSet
 from itgan.errors import InputError
+from itgan.file_configs import ScoreConfig
 from itgan.foreign import is_foreign, read_set
 
 NONE = ScoreConfig()

@@ -17,10 +17,10 @@ from PIL import Image
 
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
-from itgan.configs import ScoreConfig
 from itgan.data import load_dataset
 from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
 from itgan.errors import InputError
+from itgan.file_configs import ScoreConfig
 from itgan.foreign import read_set
 from itgan.generators import BigGANShape, FrozenGenerator, load_generator
 from itgan.latents import LatentBank, sample_latents

@@ -13,7 +13,8 @@ LAYERS = """
 errors
 randomness progress endings terminal
 artefacts devices configs splits
-pictures recipes journal
+pictures generator_configs file_configs
+recipes journal
 readers
 data
 generators augment

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 
-from itgan.configs import EvaluationConfig, LedgerConfig
+from itgan.configs import EvaluationConfig
 from itgan.data import ImageSet
 from itgan.errors import InputError
 from itgan.evaluation import evaluate
+from itgan.file_configs import LedgerConfig
 from itgan.generators import BigGANShape, FrozenGenerator
 from itgan.latents import LatentBank
 from itgan.ledger import (

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from itgan import artefacts, metrics
-from itgan.configs import EvaluationConfig, MeasureConfig, MetricsConfig
+from itgan.configs import EvaluationConfig
 from itgan.data import Dataset, load_dataset
 from itgan.errors import InputError
+from itgan.generator_configs import MeasureConfig, MetricsConfig
 from itgan.generators import wrap_generator
 from itgan.metrics import classifier_accuracy_score, find_features, measure, record, sample
 

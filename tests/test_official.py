@@ -6,17 +6,11 @@ import torch
 
 from itgan import artefacts
 from itgan.condensation import condense
-from itgan.configs import (
-    CondensationConfig,
-    EvaluationConfig,
-    ExportConfig,
-    ImportConfig,
-    InversionConfig,
-    ScoreConfig,
-)
+from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig
 from itgan.data import CIFAR10, CIFAR100, PUBLISHED, Dataset, ImageSet, load_dataset
 from itgan.embedding import NetworkPool
 from itgan.errors import InputError
+from itgan.file_configs import ExportConfig, ImportConfig, ScoreConfig
 from itgan.foreign import read_set, write_set
 from itgan.inversion import invert
 from itgan.latents import LatentBank

@@ -8,10 +8,11 @@ import torch
 import itgan.pipeline
 import itgan.runs
 from itgan import artefacts
-from itgan.configs import PretrainingConfig, RunConfig
+from itgan.configs import RunConfig
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
+from itgan.generator_configs import PretrainingConfig
 from itgan.generators import BigGANShape
 from itgan.latents import LatentBank, sample_latents
 from itgan.pipeline import Experiment, compute

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 
 from itgan import artefacts, pretraining
-from itgan.configs import EvaluationConfig, MetricsConfig, PretrainingConfig
+from itgan.configs import EvaluationConfig
 from itgan.data import load_dataset
 from itgan.errors import InputError
+from itgan.generator_configs import MetricsConfig, PretrainingConfig
 from itgan.generators import FrozenGenerator, load_generator
 from itgan.generators.biggan import power_step
 from itgan.metrics import measure

@@ -4,7 +4,8 @@ import pytest
 
 from itgan import run_commands
 from itgan.augment import parse_strategy
-from itgan.configs import AutoencodingConfig, PretrainingConfig, RunConfig
+from itgan.configs import RunConfig
+from itgan.generator_configs import AutoencodingConfig, PretrainingConfig
 from itgan.pretraining import parse_diffaugment
 from itgan.recipes import (
     PRETRAININGS,

@@ -1,10 +1,13 @@
 import json
+import shlex
 
 import pytest
 
 from itgan import artefacts
 from itgan.cli import main
-from itgan.reproduction import markdown_table, terminal_table
+from itgan.configs import StudyConfig
+from itgan.flags import parse
+from itgan.reproduction import command, markdown_table, terminal_table
 from itgan.studies import STUDIES, published
 
 
@@ -71,6 +74,7 @@ def test_a_page_is_written(place):
     page = (place / "table5" / "report.html").read_text()
     assert STUDIES["table5"].title in page
     assert "These figures mean nothing" in page
+    assert "<code>itgan reproduce table5 --scale smoke</code>" in page
 
 
 def test_a_plan_starts_nothing(tmp_path, capsys):
@@ -100,3 +104,16 @@ def test_what_cannot_be_computed_is_refused_in_a_line(arguments, line, capsys, t
     assert said.startswith(line)
     assert said.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_the_command_of_a_study_is_read_back_as_its_config():
+    given = {
+        "scale": "smoke",
+        "dataset": "my folder",
+        "only": ("0", "Fixed"),
+        "latent_seeds": (3,),
+    }
+    config = StudyConfig(**given, out="here", cells="there", device="cpu")
+    words = shlex.split(command("table6", config))
+    assert words[:3] == ["itgan", "reproduce", "table6"]
+    assert parse(StudyConfig, words[3:], "itgan", StudyConfig()) == StudyConfig(**given)

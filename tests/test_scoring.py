@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import itgan.scoring
-from itgan.configs import ScoreConfig
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
 from itgan.export import EXPORTERS
+from itgan.file_configs import ScoreConfig
 from itgan.generators import BigGANShape, FrozenGenerator
 from itgan.latents import LatentBank, sample_latents
 from itgan.scoring import find_set, load_set, score, score_foreign

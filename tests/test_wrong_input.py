@@ -28,6 +28,8 @@ from itgan.cli import main
 from itgan.data import ImageSet
 from itgan.embedding import NetworkSpec, load_network
 from itgan.errors import InputError
+from itgan.file_configs import GenerateConfig, ScoreConfig
+from itgan.generator_configs import PretrainingConfig
 from itgan.generators import FrozenGenerator, wrap_generator
 from itgan.generators.frozen import fold
 from itgan.latents import LatentBank, check_fits, sample_latents
@@ -909,9 +911,9 @@ def numeric(kind, prefix="--"):
 
 COMMANDS = {
     "run digits": configs.RunConfig,
-    "pretrain digits": configs.PretrainingConfig,
-    "score digits-10": configs.ScoreConfig,
-    "generate digits-10": configs.GenerateConfig,
+    "pretrain digits": PretrainingConfig,
+    "score digits-10": ScoreConfig,
+    "generate digits-10": GenerateConfig,
 }
 FIELDS = [(command, *found) for command, kind in COMMANDS.items() for found in numeric(kind)]
 HUGE = st.integers(min_value=2**63).map(str) | st.sampled_from(["1e19", "1e308", "9" * 400])
@@ -1011,7 +1013,10 @@ def test_none_is_spelled_in_any_case(capsys):
     made = parse(configs.RunConfig, ["--dm.augmentation", "none"], "itgan", RECIPES["digits"]())
     assert made.dm.augmentation == "none"
     made = parse(
-        configs.PretrainingConfig, ["--validation", "0.1"], "itgan", PRETRAININGS["digits"]()
+        PretrainingConfig,
+        ["--validation", "0.1"],
+        "itgan",
+        PRETRAININGS["digits"](),
     )
     assert made.validation == 0.1
 

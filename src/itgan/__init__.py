@@ -20,19 +20,12 @@ if TYPE_CHECKING:
     from itgan.augment import Augmentation, draw_augmentation, siamese
     from itgan.autoencoding import pretrain_autoencoder
     from itgan.condensation import condense
-    from itgan.configs import (
-        AutoencodingConfig,
-        CondensationConfig,
-        EvaluationConfig,
-        InversionConfig,
-        MetricsConfig,
-        PretrainingConfig,
-        RunConfig,
-    )
+    from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig, RunConfig
     from itgan.data import Dataset, ImageSet, load_dataset
     from itgan.embedding import RandomPool, train_extractor
     from itgan.errors import InputError
     from itgan.evaluation import Trial, evaluate, paired_difference, summarize
+    from itgan.generator_configs import AutoencodingConfig, MetricsConfig, PretrainingConfig
     from itgan.generators import (
         ConditionalGenerator,
         Encoder,
@@ -56,12 +49,12 @@ _HOME = {
     "siamese": "augment",
     "pretrain_autoencoder": "autoencoding",
     "condense": "condensation",
-    "AutoencodingConfig": "configs",
+    "AutoencodingConfig": "generator_configs",
     "CondensationConfig": "configs",
     "EvaluationConfig": "configs",
     "InversionConfig": "configs",
-    "MetricsConfig": "configs",
-    "PretrainingConfig": "configs",
+    "MetricsConfig": "generator_configs",
+    "PretrainingConfig": "generator_configs",
     "RunConfig": "configs",
     "Dataset": "data",
     "ImageSet": "data",

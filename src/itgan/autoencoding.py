@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from itgan.configs import AutoencodingConfig
 from itgan.data import Dataset, ImageSet
 from itgan.devices import autocast
 from itgan.embedding import NetworkSpec, train_extractor
+from itgan.generator_configs import AutoencodingConfig
 from itgan.generators import ENCODER
 from itgan.generators.encoder import ConvEncoder
 from itgan.pretraining import EpochStream, GANTrainer, adam, descend, pretrain

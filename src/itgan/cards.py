@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from itgan import artefacts
-from itgan.configs import MetricsConfig
 from itgan.data import Dataset
+from itgan.generator_configs import MetricsConfig
 from itgan.generators import ConditionalGenerator, load_encoder, load_generator
 from itgan.inversion import psnr
 from itgan.latents import LatentBank

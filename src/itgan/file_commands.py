@@ -12,12 +12,12 @@ from itgan.run_commands import recipe
 from itgan.terminal import show, show_table
 
 if TYPE_CHECKING:
-    from itgan.configs import ScoreConfig
+    from itgan.file_configs import ScoreConfig
 
 
 def score(arguments: Sequence[str]) -> None:
     """Score anyone's set: ours, an image folder, npz, or .pt of normalised tensors."""
-    from itgan.configs import ScoreConfig
+    from itgan.file_configs import ScoreConfig
 
     if not arguments or arguments[0].startswith("-"):
         parse(ScoreConfig, arguments, "itgan score PATH", ScoreConfig())
@@ -40,7 +40,8 @@ def score(arguments: Sequence[str]) -> None:
 
 def _named(evaluation: object, arguments: Sequence[str]) -> "ScoreConfig":
     """The protocol that a set names; a file must not choose code that is imported."""
-    from itgan.configs import EvaluationConfig, ScoreConfig
+    from itgan.configs import EvaluationConfig
+    from itgan.file_configs import ScoreConfig
     from itgan.progress import say
 
     if not isinstance(evaluation, dict):
@@ -61,7 +62,7 @@ def _named(evaluation: object, arguments: Sequence[str]) -> "ScoreConfig":
 
 def ledger(arguments: Sequence[str]) -> None:
     """Count the bytes of a set, or of a recipe's, against raw, PNG and JPEG images."""
-    from itgan.configs import LedgerConfig
+    from itgan.file_configs import LedgerConfig
     from itgan.recipes import RECIPES
 
     if not arguments or arguments[0].startswith("-"):
@@ -94,7 +95,7 @@ def ledger(arguments: Sequence[str]) -> None:
 
 def import_official(arguments: Sequence[str]) -> None:
     """Read released latents, whole or in pieces, as a bank."""
-    from itgan.configs import ImportConfig
+    from itgan.file_configs import ImportConfig
 
     files, flags = _leading(arguments)
     config = parse(ImportConfig, flags, "itgan import-official FILE…", ImportConfig())
@@ -109,7 +110,7 @@ def import_official(arguments: Sequence[str]) -> None:
 
 def export_official(arguments: Sequence[str]) -> None:
     """Write a bank or a set in the layouts of the field's released files."""
-    from itgan.configs import ExportConfig
+    from itgan.file_configs import ExportConfig
 
     files, flags = _leading(arguments)
     config = parse(ExportConfig, flags, "itgan export-official BANK", ExportConfig())
@@ -128,7 +129,7 @@ def _leading(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def generate(arguments: Sequence[str]) -> None:
     """Write the images of a set: an image folder, npz, or Parquet for Hugging Face."""
-    from itgan.configs import GenerateConfig
+    from itgan.file_configs import GenerateConfig
 
     if not arguments or arguments[0].startswith("-"):
         parse(GenerateConfig, arguments, "itgan generate SET", GenerateConfig())
@@ -151,7 +152,7 @@ def generate(arguments: Sequence[str]) -> None:
 
 def merge(arguments: Sequence[str]) -> None:
     """Put banks that were learned apart into one file."""
-    from itgan.configs import MergeConfig
+    from itgan.file_configs import MergeConfig
 
     paths = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
     prog = "itgan merge BANK BANK …"

@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from itgan import artefacts
-from itgan.configs import ScoreConfig
 from itgan.data import Constants, Dataset, published_constants
 from itgan.errors import InputError
+from itgan.file_configs import ScoreConfig
 from itgan.pictures import as_pixels, channels_first, decode
 from itgan.progress import say
 from itgan.readers import list_classes, read_arrays

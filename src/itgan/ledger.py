@@ -17,9 +17,10 @@ import torch
 from rich import box
 from rich.table import Table
 
-from itgan.configs import Dtype, LedgerConfig
+from itgan.configs import Dtype
 from itgan.data import ImageSet, load_dataset
 from itgan.errors import InputError
+from itgan.file_configs import LedgerConfig
 from itgan.generators import (
     BigGANShape,
     StoredGenerator,

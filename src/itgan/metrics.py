@@ -22,12 +22,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from itgan import artefacts, distances
 from itgan.artefacts import Checkpoint
-from itgan.configs import EvaluationConfig, MeasureConfig, MetricsConfig
+from itgan.configs import EvaluationConfig
 from itgan.data import Dataset, ImageSet
 from itgan.devices import pick_device
 from itgan.embedding import NetworkSpec, load_network, save_network, train_extractor
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
+from itgan.generator_configs import MeasureConfig, MetricsConfig
 from itgan.generators import ConditionalGenerator
 from itgan.latents import check_images
 from itgan.pictures import to_uint8

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from itgan import artefacts
 from itgan.artefacts import load_foreign
-from itgan.configs import ExportConfig, ImportConfig
 from itgan.data import PUBLISHED, load_dataset
 from itgan.errors import InputError
+from itgan.file_configs import ExportConfig, ImportConfig
 from itgan.foreign import write_set
 from itgan.generators import load_generator
 from itgan.latents import LatentBank, Stage, check_bank

@@ -5,6 +5,7 @@ real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
 """
 
 import functools
+from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -23,7 +24,14 @@ from itgan.baselines import (
     same_bytes_raw,
 )
 from itgan.condensation import condense
-from itgan.configs import Dtype, RunConfig, Source, with_precision
+from itgan.configs import (
+    CondensationConfig,
+    DCConfig,
+    Dtype,
+    RunConfig,
+    Source,
+    with_precision,
+)
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.dc import gradient_matching, variant
 from itgan.devices import pick_device, resolve_precision
@@ -280,12 +288,24 @@ class Experiment:
 
     def dm(self, latent_seed: int) -> Cell:
         """Distribution matching in pixels, from the rows of one bank."""
-        config, seed = self.config.dm, self._seed(latent_seed)
-        rows = self.subset(latent_seed)
+        return self._pixels("dm", self.config.dm, distribution_matching, latent_seed)
+
+    def dc(self, latent_seed: int) -> Cell:
+        """Gradient matching in pixels, from the rows of one bank."""
+        return self._pixels("dc", self.config.dc, gradient_matching, latent_seed)
+
+    def _pixels(
+        self,
+        name: str,
+        config: CondensationConfig | DCConfig,
+        learn: Callable[..., LatentBank],
+        latent_seed: int,
+    ) -> Cell:
+        rows, seed = self.subset(latent_seed), self._seed(latent_seed)
 
         def compute(checkpoint: Checkpoint) -> LatentBank:
             device = pick_device(self.config.device)
-            return distribution_matching(rows, self.data.train, config, seed, device, checkpoint)
+            return learn(rows, self.data.train, config, seed, device, checkpoint)
 
         determinants = {
             "config": config.identity(),
@@ -294,30 +314,12 @@ class Experiment:
             "seed": seed,
             **self._constants(),
         }
-        return Cell("bank", f"dm bank, latent seed {latent_seed}", determinants, (), compute)
+        return Cell("bank", f"{name} bank, latent seed {latent_seed}", determinants, (), compute)
 
     def _constants(self) -> dict[str, str]:
         """A determinant where the constants are not those of the training images."""
         chosen = self.config.normalisation
         return {} if chosen == "measured" else {"normalisation": chosen}
-
-    def dc(self, latent_seed: int) -> Cell:
-        """Gradient matching in pixels, from the rows of one bank."""
-        config, seed = self.config.dc, self._seed(latent_seed)
-        rows = self.subset(latent_seed)
-
-        def compute(checkpoint: Checkpoint) -> LatentBank:
-            device = pick_device(self.config.device)
-            return gradient_matching(rows, self.data.train, config, seed, device, checkpoint)
-
-        determinants = {
-            "config": config.identity(),
-            "images": rows.fingerprint,
-            "real": self.data.train.fingerprint,
-            "seed": seed,
-            **self._constants(),
-        }
-        return Cell("bank", f"dc bank, latent seed {latent_seed}", determinants, (), compute)
 
     def needs(self, source: Source, latent_seed: int) -> tuple[Cell, ...]:
         """The cells that a source is made from."""

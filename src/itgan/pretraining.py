@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.augment import Augmentation, siamese
-from itgan.configs import PretrainingConfig
 from itgan.data import Dataset, ImageSet
 from itgan.devices import autocast, pick_device
 from itgan.errors import InputError
+from itgan.generator_configs import PretrainingConfig
 from itgan.generators import RAW, FrozenGenerator
 from itgan.generators.biggan import BigGAN, BigGANShape, Discriminator
 from itgan.journal import Journal

@@ -5,17 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 from itgan.configs import (
     PLACES,
-    AutoencodingConfig,
     CondensationConfig,
     Config,
     DCConfig,
     EvaluationConfig,
     InversionConfig,
-    MetricsConfig,
     PoolConfig,
-    PretrainingConfig,
     RunConfig,
 )
+from itgan.generator_configs import AutoencodingConfig, MetricsConfig, PretrainingConfig
 
 # A digit mirrored is another sign: no flips.
 DIGITS_AUGMENTATION = "color_crop_cutout_scale_rotate"
@@ -190,17 +188,17 @@ def command(config: RunConfig) -> str:
     """
     name = config.recipe if config.recipe in RECIPES else "digits"
     elsewhere = {place: getattr(config, place) for place in PLACES}
-    flags = _flags(RECIPES[name]().model_copy(update=elsewhere), config)
+    flags = flags_between(RECIPES[name]().model_copy(update=elsewhere), config)
     return shlex.join(["itgan", "run", name, *flags])
 
 
-def _flags(base: Config, config: Config, prefix: str = "--") -> Iterator[str]:
+def flags_between(base: Config, config: Config, prefix: str = "--") -> Iterator[str]:
     """Flags that turn ``base`` into ``config``."""
     for field in type(config).model_fields:
         old, new = getattr(base, field), getattr(config, field)
         flag = field.replace("_", "-")
         if isinstance(new, Config):
-            yield from _flags(old, new, f"{prefix}{flag}.")
+            yield from flags_between(old, new, f"{prefix}{flag}.")
         elif new == old:
             continue
         elif isinstance(new, bool):

@@ -1,5 +1,6 @@
 """Studies computed and printed: measured figures beside the published ones."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
 from itgan.pipeline import Experiment
 from itgan.publishing import accuracy_curves, picture_stages
+from itgan.recipes import flags_between
 from itgan.report import write_report
 from itgan.runs import Cell, Run, environment
 from itgan.studies import SCALES, STUDIES, Entry, Study, published, vary
@@ -195,6 +197,13 @@ def _notes(config: StudyConfig) -> list[str]:
     return [scales[config.scale], "Accuracy in %, mean ± standard deviation over all trials."]
 
 
+def command(name: str, config: StudyConfig) -> str:
+    """The command line that computes a study; where to is left to whoever runs it."""
+    elsewhere = {place: getattr(config, place) for place in ("out", "cells", "device", "plan")}
+    flags = flags_between(StudyConfig().model_copy(update=elsewhere), config)
+    return shlex.join(["itgan", "reproduce", name, *flags])
+
+
 def _report(name: str, config: StudyConfig, run: Run, measured: Sequence[Measured]) -> None:
     study = STUDIES[name]
     named = [
@@ -211,7 +220,7 @@ def _report(name: str, config: StudyConfig, run: Run, measured: Sequence[Measure
         curves=_charts(study, measured),
         gallery=gallery,
         config=config.model_dump(mode="json"),
-        command=f"itgan reproduce {name} --scale {config.scale}",
+        command=command(name, config),
         environment=environment(),
         notes=_notes(config),
         files=(f"{name}.json", f"{name}.md"),

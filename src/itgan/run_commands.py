@@ -10,7 +10,8 @@ from itgan.flags import given, networks, parse, preset
 from itgan.terminal import show, show_table
 
 if TYPE_CHECKING:
-    from itgan.configs import PretrainingConfig, RunConfig, StudyConfig
+    from itgan.configs import RunConfig, StudyConfig
+    from itgan.generator_configs import PretrainingConfig
     from itgan.pipeline import Experiment
     from itgan.runs import Run
 
@@ -177,7 +178,7 @@ def _plan_study(name: str, config: "StudyConfig", out: Path) -> None:
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Train a class-conditional generator or autoencoder; goes on where it stopped."""
-    from itgan.configs import AutoencodingConfig
+    from itgan.generator_configs import AutoencodingConfig
     from itgan.recipes import PRETRAININGS
 
     config = preset(PRETRAININGS, arguments, "pretrain", "preset")
@@ -223,7 +224,7 @@ def _check_same_training(out: Path, config: "PretrainingConfig") -> None:
 
 def measure(arguments: Sequence[str]) -> None:
     """Measure a generator: Fréchet distance, precision, recall, classifiers' accuracy."""
-    from itgan.configs import MeasureConfig
+    from itgan.generator_configs import MeasureConfig
 
     if not arguments or arguments[0].startswith("-"):
         parse(MeasureConfig, arguments, "itgan measure GENERATOR", MeasureConfig())

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from itgan.configs import ScoreConfig
 from itgan.data import Dataset, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
+from itgan.file_configs import ScoreConfig
 from itgan.foreign import read_set
 from itgan.generators import shipped
 from itgan.latents import check_images
