@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from itgan.errors import InputError
 from itgan.generator_configs import MeasureConfig, MetricsConfig
 from itgan.generators import wrap_generator
 from itgan.metrics import classifier_accuracy_score, find_features, measure, record, sample
+from itgan.splits import pack_rows
 
 BALLS = ("precision", "recall", "density", "coverage")
 QUICK = MetricsConfig(
@@ -255,17 +257,28 @@ def test_a_record_is_json_and_says_what_it_is_of(generator, data, keep):
 
 
 def test_a_generator_that_may_have_seen_the_held_out_images(data, tmp_path, biggan, capsys):
+    file = str(tmp_path / "mine.safetensors")
+
     def said(**metadata):
-        file = tmp_path / "mine.safetensors"
         artefacts.save(file, biggan.state_dict(), {"kind": "generator", **metadata})
         metrics.say_if_seen(file, data)
         return capsys.readouterr().err
 
+    held, known = len(data.validation), {"dataset": data.name}
+    assert said(**known, trained_on=data.train.record) == ""
+    both = torch.cat([data.train.rows, data.validation.rows[:3]])
+    told = said(**known, trained_on={"rows": pack_rows(both), "sha256": "x"})
+    assert told == (
+        f"measure: {file} was trained on 3 of these {held} validation images; give the "
+        "--validation of its training\n"
+    )
+    # Files that keep no rows.
     assert said(trained_on={"images": 1101, "sha256": data.train.fingerprint}) == ""
     assert said() == ""
     told = said(trained_on={"images": 1201, "sha256": "of other images"})
-    assert told.startswith(
-        "measure: mine.safetensors was trained on 1,201 images that are not the"
-    )
-    metrics.say_if_seen(tmp_path / "theirs.pth", data)
+    assert told.startswith(f"measure: {file} was trained on other images than these")
+    with pytest.raises(InputError, match="make the file again"):
+        said(trained_on=3)
+    Path(tmp_path / "theirs.pth").touch()
+    metrics.say_if_seen(str(tmp_path / "theirs.pth"), data)
     assert capsys.readouterr().err == ""

@@ -29,7 +29,8 @@ from itgan.embedding import NetworkSpec, load_network, save_network, train_extra
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
 from itgan.generator_configs import MeasureConfig, MetricsConfig
-from itgan.generators import ConditionalGenerator
+from itgan.generators import ConditionalGenerator, count_seen, find_generator
+from itgan.generators.diffusers import PREFIX
 from itgan.latents import check_images
 from itgan.pictures import to_uint8
 from itgan.progress import say, track
@@ -162,15 +163,26 @@ def record(
     }
 
 
-def say_if_seen(file: Path, data: Dataset) -> None:
-    """Tell the user if a generator's file was trained on other images than ``data.train``."""
-    metadata = artefacts.read_metadata(file) if file.suffix == ".safetensors" else {}
-    trained_on = metadata.get("trained_on")
-    if trained_on is not None and trained_on["sha256"] != data.train.fingerprint:
+def say_if_seen(source: str, data: Dataset) -> None:
+    """Tell the user if a generator's file was trained on images that it is compared with."""
+    if data.validation is None:
+        return
+    seen = count_seen(source, data.name, data.validation.rows)
+    if seen:
         say(
-            f"measure: {file.name} was trained on {trained_on['images']:,} images that are not "
-            f"these {len(data.train):,} training images; it may have seen the held-out ones, "
-            "unless you give the --validation of its training"
+            f"measure: {source} was trained on {seen:,} of these {len(data.validation):,} "
+            "validation images; give the --validation of its training"
+        )
+    if seen is not None or source.startswith(PREFIX):
+        return
+    file = find_generator(source)
+    metadata = artefacts.read_metadata(file) if file.suffix == ".safetensors" else {}
+    with artefacts.described(file):
+        known = metadata.get("trained_on", {}).get("sha256", data.train.fingerprint)
+    if known != data.train.fingerprint:  # a file that keeps no rows
+        say(
+            f"measure: {source} was trained on other images than these {len(data.train):,}; it "
+            "may have seen the validation images, unless you give the --validation of its training"
         )
 
 

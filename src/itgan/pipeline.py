@@ -39,8 +39,7 @@ from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_po
 from itgan.encoder import Encoder, train_encoder
 from itgan.errors import InputError
 from itgan.evaluation import UNAUGMENTED, Trial, evaluate
-from itgan.generators import StoredGenerator, find_generator, load_generator
-from itgan.generators.diffusers import PREFIX
+from itgan.generators import StoredGenerator, count_seen, load_generator
 from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
 from itgan.networks import Network, build_network
@@ -48,7 +47,6 @@ from itgan.randomness import derive, derive_seed
 from itgan.reconstruction import Objective
 from itgan.runs import VIEWS, Cell, Run
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
-from itgan.splits import unpack_rows
 from itgan.training import Source as TrainingSource
 
 # Sources that no generator has a part in, and those that a synthetic set's file can hold.
@@ -136,15 +134,10 @@ class Experiment:
 
     def scored_images_seen(self) -> int:
         """How many of the images that score the generator's file says it was trained on."""
-        source, scored = self.config.generator, self.scored_on
-        if scored is not self.data.validation or source.startswith(PREFIX):
+        scored = self.scored_on
+        if scored is not self.data.validation:
             return 0
-        file = find_generator(source)
-        metadata = artefacts.read_metadata(file) if file.suffix == ".safetensors" else {}
-        rows = metadata.get("trained_on", {}).get("rows")
-        if rows is None or metadata.get("dataset") != self.data.name:
-            return 0
-        return int(torch.isin(scored.rows, unpack_rows(rows)).sum())
+        return count_seen(self.config.generator, self.data.name, scored.rows) or 0
 
     def check(self) -> None:
         """Refuse now what a later stage would stumble over, hours from here.

@@ -235,7 +235,7 @@ def measure(arguments: Sequence[str]) -> None:
         raise InputError("dataset: name the real images to compare with: --dataset PLACE")
     from itgan.artefacts import write_json
     from itgan.data import load_dataset
-    from itgan.generators import find_generator, load_generator
+    from itgan.generators import load_generator
     from itgan.metrics import measure, record, say_if_seen
 
     data = load_dataset(
@@ -245,8 +245,15 @@ def measure(arguments: Sequence[str]) -> None:
         image_column=config.image_column,
         label_column=config.label_column,
     )
-    generator = load_generator(arguments[0], config.device, config.weights, config.recalibrate)
-    say_if_seen(find_generator(arguments[0]), data)
+    generator = load_generator(
+        arguments[0],
+        config.device,
+        config.weights,
+        config.recalibrate,
+        num_classes=data.train.num_classes,
+        image_shape=data.train.image_shape,
+    )
+    say_if_seen(arguments[0], data)
     figures = measure(generator, data, config, Path(config.extractors), config.device)
     show_table(["figure", "value"], [[figure.name, figure.text()] for figure in figures])
     if config.out is not None:

@@ -222,6 +222,9 @@ def test_it_goes_the_whole_road_from_the_command_line(copy, tmp_path):
     rows = json.loads((run / "results.json").read_text())
     assert {row["source"] for row in rows} == {"gan-fresh", "itgan"}
     assert (run / "report.html").exists()
+    protocol = "--dataset digits --validation 100 --figures recall --samples 30"
+    protocol += f" --extractor.updates 2 --extractors {tmp_path / 'extractors'}"
+    assert main(["measure", f"diffusers:{copy}", *protocol.split()]) == 0
     shutil.rmtree(copy)  # the set stands alone
     made = str(run / "sets" / "itgan-0.itgan.safetensors")
     score = ["--network-seeds", "0", "--evaluation.updates", "2"]

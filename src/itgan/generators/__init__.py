@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from itgan import artefacts
@@ -34,6 +35,7 @@ from itgan.generators.torchscript import (
     is_torchscript,
     load_torchscript,
 )
+from itgan.splits import unpack_rows
 
 RAW = "raw."  # before the names of the raw weights in a file
 ENCODER = "encoder."  # before the names of an autoencoder's encoder
@@ -50,6 +52,7 @@ __all__ = [
     "StoredGenerator",
     "TorchScriptGenerator",
     "WrappedGenerator",
+    "count_seen",
     "folded_shapes",
     "load_encoder",
     "load_generator",
@@ -185,6 +188,25 @@ def _only_one_set(source: str) -> InputError:
         f"{source}: holds no raw weights beside its own; load it with weights average, or train a "
         "generator with itgan pretrain, whose files hold both"
     )
+
+
+def count_seen(source: str | Path, dataset: str, rows: Int64[Tensor, " n"]) -> int | None:
+    """How many of these training rows of a data set a generator was trained on, by its file.
+
+    None if the file does not tell, or tells of another data set.
+
+    Raises:
+        InputError: no such generator, or its record is damaged.
+    """
+    if str(source).startswith(PREFIX) or find_generator(source).suffix != ".safetensors":
+        return None
+    path = find_generator(source)
+    metadata = artefacts.read_metadata(path)
+    with artefacts.described(path):
+        record = metadata.get("trained_on", {}).get("rows")
+        if record is None or metadata.get("dataset") != dataset:
+            return None
+        return int(torch.isin(rows, unpack_rows(record)).sum())
 
 
 def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Encoder:
