@@ -155,6 +155,10 @@ def test_what_is_no_encoder_is_refused(tmp_path):
     artefacts.save(path, {}, {"kind": "encoder", "spec": spec, "history": {}})
     with pytest.raises(InputError, match=r"encoder\.safetensors: its weights do not fit"):
         Encoder.load(path)
+    for lie in ({"width": 10**5}, {"latent_shape": [10**9]}, {"num_classes": 0}, {"width": "x"}):
+        artefacts.save(path, {}, {"kind": "encoder", "spec": spec | lie, "history": {}})
+        with pytest.raises(InputError, match=r"encoder\.safetensors: .*make the file again"):
+            Encoder.load(path)
 
 
 def test_a_loss_that_explodes_is_refused(make):

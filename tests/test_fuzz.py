@@ -19,11 +19,20 @@ from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.data import load_dataset
 from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
+from itgan.encoder import Encoder, EncoderSpec
 from itgan.errors import InputError
 from itgan.file_configs import ScoreConfig
 from itgan.foreign import read_set
-from itgan.generators import BigGANShape, FrozenGenerator, load_generator
+from itgan.generators import (
+    ENCODER,
+    BigGANShape,
+    FrozenGenerator,
+    load_encoder,
+    load_generator,
+)
+from itgan.generators.encoder import ConvEncoder
 from itgan.latents import LatentBank, sample_latents
+from itgan.official import read_latents
 from itgan.pictures import decode
 from itgan.runs import Run
 from itgan.sources import SyntheticSet
@@ -107,6 +116,11 @@ def whole(digits, make_biggan, tmp_path_factory):
     weights = {name: t[None].half() for name, t in tensors_of(network).items()}
     pool = SnapshotPool(spec, weights, torch.ones(1), torch.arange(3))
     pool.save(root / "pool.safetensors")
+    EncoderSpec((1, 8, 8), 10, (2,), 4).build().save(root / "encoder.safetensors")
+    coder = ConvEncoder(biggan.shape).state_dict()
+    both = biggan.state_dict() | {f"{ENCODER}{name}": t for name, t in coder.items()}
+    artefacts.save(root / "autoencoder.safetensors", both, {"kind": "generator"})
+    torch.save({"z_eff_all": bank.latents[:20]}, root / "latents.pt")
     checkpoint = Checkpoint(root / "checkpoint.safetensors", "mine")
     checkpoint.offer(3, lambda: {"latents": bank.latents}, force=True)
 
@@ -167,7 +181,14 @@ def whole(digits, make_biggan, tmp_path_factory):
     def checked(path):
         return list(Checkpoint(path, "mine").load())
 
+    def released(path):
+        read = read_latents(path, labels=bank.labels[:20])
+        return [read.latents, read.labels, read.rows, read.stage]
+
     readers = {
+        "encoder.safetensors": (lambda path: tensors_of(Encoder.load(path)), True),
+        "autoencoder.safetensors": (lambda path: tensors_of(load_encoder(path)), True),
+        "latents.pt": (released, True),
         "bank.safetensors": (bank_of, True),
         "set.safetensors": (set_of, True),
         "generator.safetensors": (generated, True),
@@ -193,12 +214,15 @@ def whole(digits, make_biggan, tmp_path_factory):
 
 # Of all files, the share of each kind; the slower a reader is, the fewer.
 SHARES = {
-    "bank.safetensors": 15,
+    "bank.safetensors": 12,
     "set.safetensors": 12,
     "generator.safetensors": 8,
     "network.safetensors": 3,
     "pool.safetensors": 3,
-    "checkpoint.safetensors": 8,
+    "checkpoint.safetensors": 5,
+    "encoder.safetensors": 2,
+    "autoencoder.safetensors": 2,
+    "latents.pt": 2,
     "data.npz": 8,
     "foreign.npz": 8,
     "distilled.pt": 7,

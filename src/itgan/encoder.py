@@ -6,6 +6,7 @@ It learns first from pairs that cost nothing, and then what the inversion itself
     refined   min_E  L(E(x, y)), Eq. 8                    x, y: real images
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from itgan.networks import build_network
 from itgan.progress import track
 from itgan.randomness import derive, derive_seed
 from itgan.reconstruction import Objective
+from itgan.splits import MOST_CLASSES
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,23 @@ class Encoder(nn.Module):
             InputError: no such file, damaged, or not an encoder.
         """
         tensors, metadata = artefacts.load(path, "encoder")
-        try:
+        with artefacts.described(path):
             values: dict[str, Any] = metadata["spec"]
-            colours, height, width = values["image_shape"]
-            encoder = EncoderSpec(
-                (colours, height, width),
-                values["num_classes"],
-                tuple(values["latent_shape"]),
-                values["width"],
-            ).build()
+            colours, height, width = map(int, values["image_shape"])
+            latent_shape = tuple(map(int, values["latent_shape"]))
+            classes, channels = int(values["num_classes"]), int(values["width"])
+            numbers = (colours, height, width, math.prod(latent_shape), classes, channels)
+            bounds = (1024, 1024, 1024, 10**7, MOST_CLASSES, 10**5)
+            if not all(0 < n <= most for n, most in zip(numbers, bounds, strict=True)):
+                raise InputError("its description is of no encoder; make the file again")
+            spec = EncoderSpec((colours, height, width), classes, latent_shape, channels)
+            with torch.device("meta"):  # takes no memory before the check
+                expected = {name: t.shape for name, t in spec.build().state_dict().items()}
+            if expected != {name: t.shape for name, t in tensors.items()}:
+                raise InputError("its weights do not fit its description; make the file again")
+            encoder = spec.build()
             encoder.load_state_dict(tensors)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path}: its weights do not fit its description") from error
-        encoder.history = metadata["history"]
+            encoder.history = dict(metadata["history"])
         return encoder.requires_grad_(False).eval()
 
 

@@ -4,6 +4,7 @@ A training that goes on from step n drops what an interrupted one told of later 
 every step is there once.
 """
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,8 +48,9 @@ class Journal:
 
     def picture(self, step: int, image: Image.Image) -> None:
         """Keep a grid of samples."""
-        (self.out / "samples").mkdir(exist_ok=True)
-        image.save(self.out / "samples" / f"{step:07d}.png")
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        artefacts.write_bytes(self.out / "samples" / f"{step:07d}.png", content.getvalue())
         if self._board is not None:
             pixels = np.asarray(image.convert("RGB"))
             self._board.add_image("samples", pixels, step, dataformats="HWC")
