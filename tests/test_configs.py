@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from itgan import configs
+from itgan import configs, file_configs, generator_configs
 from itgan.configs import (
     CondensationConfig,
     Config,
@@ -20,8 +20,10 @@ from itgan.generator_configs import PretrainingConfig
 
 KINDS = [
     kind
-    for kind in vars(configs).values()
-    if isinstance(kind, type) and issubclass(kind, Config) and kind is not Config
+    for module in (configs, generator_configs, file_configs)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Config) and kind.__module__ == module.__name__
+    if kind is not Config
 ]
 
 
@@ -154,7 +156,7 @@ def test_the_published_protocol_is_the_default():
 
 
 def test_configs_do_not_wait_for_torch():
-    code = "import sys, itgan.configs, itgan.recipes; sys.exit('torch' in sys.modules)"
+    code = "import sys, itgan.configs, itgan.file_configs, itgan.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
