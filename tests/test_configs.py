@@ -156,7 +156,8 @@ def test_the_published_protocol_is_the_default():
 
 
 def test_configs_do_not_wait_for_torch():
-    code = "import sys, itgan.configs, itgan.file_configs, itgan.recipes; sys.exit('torch' in sys.modules)"
+    modules = "itgan.configs, itgan.file_configs, itgan.recipes"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
