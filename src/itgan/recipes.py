@@ -281,7 +281,7 @@ def pretrain_ae_cifar10_cpu() -> AutoencodingConfig:
         steps=20_000,
         adversarial_start=5000,
         precision="bf16",
-        extractor=EvaluationConfig(epochs=5, precision="bf16"),
+        extractor=EvaluationConfig(epochs=5, precision="bf16", compile=True),
     )
 
 
