@@ -19,6 +19,7 @@ readers
 data
 generators augment
 networks
+compilation
 training
 embedding latents
 reconstruction matching distances

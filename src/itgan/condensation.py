@@ -20,6 +20,7 @@ from torch import Tensor
 from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation
+from itgan.compilation import embed
 from itgan.configs import CondensationConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
@@ -106,6 +107,8 @@ def condense(
 
     discrepancy = matching.DISCREPANCIES[config.matching]()
     for step in track(range(begun, config.steps), "condensation"):
+        late = step >= config.steps - round(config.fp32_share * config.steps)
+        precision = "fp32" if late else config.precision
         dealt = list(_shards(bank.labels, config, seed, step, shards))
         for where, rows in dealt:
             labels = bank.labels[rows]
@@ -122,12 +125,14 @@ def condense(
                     generator,
                     labels.to(device),
                     draws,
-                    _real_statistics(batch, draws, config, discrepancy, device),
+                    _real_statistics(batch, draws, config, precision, discrepancy, device),
                     None if partners is None else Partners(real, partners[rows], device),
                     config.lambda_reg,
                     config.micro_batch,
-                    config.precision,
+                    precision,
                     discrepancy,
+                    config.kept_graphs,
+                    config.compile,
                 )
                 l_con, r = _descend(problem, optimiser, rows.to(device))
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
@@ -244,11 +249,13 @@ def _real_statistics(
     batch: ImageSet,
     draws: Sequence[Draw],
     config: CondensationConfig,
+    precision: str,
     discrepancy: Discrepancy,
     device: torch.device,
 ) -> list[Tensor]:
     """For each draw the statistics of the classes in a batch of real images."""
     weights = mean_weights(batch.labels).to(device)
+    compiled = config.compile and not discrepancy.needs_graph
     # A batch norm must see every class at once.
     whole = any(couples_images(d.network) for d in draws)
     totals = [torch.zeros((), device=device)] * len(draws)
@@ -256,10 +263,14 @@ def _real_statistics(
         images, labels = batch.floats(chunk).to(device), batch.labels[chunk]
         for i, draw in enumerate(draws):
             with (
-                autocast(device, config.precision),
+                autocast(device, precision),
                 torch.set_grad_enabled(discrepancy.needs_graph),
             ):
-                features = draw.network.embed(images, draw.blocks(labels)).float()
+                blocks, compiled = (
+                    draw.blocks(labels),
+                    config.compile and not discrepancy.needs_graph,
+                )
+                features = embed(draw.network, images, blocks, compiled=compiled).float()
             part = discrepancy.statistic(
                 draw.network,
                 features,

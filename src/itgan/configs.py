@@ -79,6 +79,11 @@ def with_precision(config: AnyConfig, precision: str) -> AnyConfig:
     return config.model_copy(update=changes)
 
 
+COMPILE = Field(
+    False, description="compile the network (needs a C++ compiler; pays on long training)"
+)
+
+
 class EvaluationConfig(Config):
     """How a classifier is trained: SGD with momentum, the learning rate falls tenfold half-way."""
 
@@ -95,9 +100,7 @@ class EvaluationConfig(Config):
     weight_decay: Share = Field(5e-4, description="L2 penalty")
     augmentation: str = Field(AUGMENTATION, description="operation groups joined by _, or none")
     precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
-    compile: bool = Field(
-        False, description="compile the network (needs a C++ compiler; pays on long training)"
-    )
+    compile: bool = COMPILE
     curve_points: int = Field(
         0,
         ge=0,
@@ -164,6 +167,7 @@ class InversionConfig(Config):
         description="images of the generator's own that are inverted as a check (see the history)",
     )
     precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
+    compile: bool = COMPILE
     extractor: EvaluationConfig = Field(
         EvaluationConfig(epochs=20),
         description="training of the feature extractor on the real images",
@@ -249,9 +253,19 @@ class CondensationConfig(Config):
         AUGMENTATION, description="Siamese operation groups joined by _, or none"
     )
     precision: Precision = Field("auto", description="auto is fp32 on a CPU and bf16 on a GPU")
+    fp32_share: Share = Field(
+        0.0,
+        description="share of the steps, the last ones, that is in fp32 whatever the precision",
+    )
+    compile: bool = COMPILE
     micro_batch: Count = Field(
         500,
         description="most images that go through the networks at once; bounds the memory",
+    )
+    kept_graphs: Count = Field(
+        1,
+        description="micro-batches that stay in memory from the pass that sums to the pass that "
+        "differentiates; the others are computed twice",
     )
 
     def identity(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from itgan.compilation import embed
 from itgan.configs import InversionConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
@@ -26,11 +27,13 @@ def distances(
     synthetic: Float[Tensor, "n c h w"],
     real: Float[Tensor, "n c h w"],
     real_features: Float[Tensor, "n d"],
+    *,
+    compiled: bool = False,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Both terms of Eq. 8 for each image: mean squared distance of features and of pixels."""
-    features = (extractor.embed(synthetic).float() - real_features).square().mean(1)
+    features = embed(extractor, synthetic, compiled=compiled).float() - real_features
     pixels = (extractor.normalise(synthetic) - extractor.normalise(real)).square()
-    return features, pixels.flatten(1).mean(1)
+    return features.square().mean(1), pixels.flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,16 @@ class Objective:
         device = self.generator.device
         real = self.images.floats(positions).to(device)
         with torch.no_grad(), autocast(device, self.config.precision):
-            features = self.extractor.embed(real).float()
+            features = embed(self.extractor, real, compiled=self.config.compile).float()
         return Target(real, features, self.images.labels[positions].to(device))
 
     def __call__(self, latents: Float[Tensor, "k ..."], target: Target) -> Reconstruction:
         """Eq. 8 for each latent."""
         with autocast(self.generator.device, self.config.precision):
             made = self.generator(latents, target.labels)
-            feature, pixel = distances(self.extractor, made, target.real, target.features)
+            feature, pixel = distances(
+                self.extractor, made, target.real, target.features, compiled=self.config.compile
+            )
         loss = feature + self.config.lambda_pixel * pixel
         if self.config.lambda_prior:
             loss = loss + self.config.lambda_prior * latents.square().flatten(1).mean(1)

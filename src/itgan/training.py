@@ -5,9 +5,7 @@ SGD with momentum 0.9 and weight decay 5e-4, batch 256, learning rate 0.01; half
 image its own parameters. The last step counts.
 """
 
-import functools
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itgan import compilation
 from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation, siamese
 from itgan.configs import EvaluationConfig
@@ -90,7 +89,6 @@ def train_classifier(
             f"batch_size={config.batch_size}: leaves a last batch of one of {len(source)} images, "
             "which a batch norm cannot take; give another batch size"
         )
-    classify = _choose(config, device)
     network.train()
     noted = {} if noted is None else noted
     begun = _restore(network, optimiser, checkpoint, noted)
@@ -109,7 +107,7 @@ def train_classifier(
         )
         prepared = siamese(network.normalise(images), augmentation)
         with ambient(device, seed, "ambient", update), autocast(device, config.precision):
-            logits = classify(network, prepared)
+            logits = compilation.logits(network, prepared, compiled=config.compile)
         loss = F.cross_entropy(logits.float(), labels)
         optimiser.zero_grad()
         loss.backward()
@@ -169,36 +167,19 @@ def _restore(
     return metadata["step"]
 
 
-def _logits(network: Network, prepared: Tensor) -> Tensor:
-    return network.logits(prepared)
-
-
-@functools.cache
-def _compiled() -> Callable[[Network, Tensor], Tensor]:
-    """The compiled form: one graph for each architecture, whatever the weights."""
-    return torch.compile(_logits)
-
-
-def _choose(config: EvaluationConfig, device: torch.device) -> Callable[[Network, Tensor], Tensor]:
-    if config.compile and (device.type == "cuda" or shutil.which("c++") or shutil.which("g++")):
-        return _compiled()
-    return _logits
-
-
 @torch.no_grad()
 def accuracy(
     network: Network, images: ImageSet, config: EvaluationConfig, batch_size: int = 500
 ) -> float:
     """The share of images that the network classifies correctly, in [0, 1]."""
     device = next(network.parameters()).device
-    classify = _choose(config, device)
     was_training = network.training
     network.eval()
     correct = 0
     for chunk in torch.arange(len(images)).split(batch_size):
         prepared = network.normalise(images.floats(chunk).to(device))
         with autocast(device, config.precision):
-            logits = classify(network, prepared)
+            logits = compilation.logits(network, prepared, compiled=config.compile)
         correct += int((logits.argmax(1).cpu() == images.labels[chunk]).sum())
     network.train(was_training)
     return correct / len(images)

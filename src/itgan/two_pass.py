@@ -2,9 +2,10 @@
 
 Only the class means couple the latents. So a first pass over micro-batches gives the means, the
 gradient of Eq. 9 in them is then a constant, and a second pass back-propagates it: the gradient
-of the whole batch in the memory of one micro-batch. A batch that fits needs one pass. Since no
-latent needs another one's gradient, each micro-batch takes its step at once: what grows with the
-bank is the latents and the optimiser's state alone.
+of the whole batch in the memory of one micro-batch. Graphs of as many micro-batches as are asked
+for stay in memory between the passes; only the others are computed twice. Since no latent needs
+another one's gradient, each micro-batch takes its step at once: what grows with the bank is the
+latents and the optimiser's state alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from itgan import matching
 from itgan.augment import Augmentation, Blocks
+from itgan.compilation import embed
 from itgan.devices import autocast
 from itgan.generators import ConditionalGenerator
 from itgan.matching import Discrepancy
@@ -59,6 +61,17 @@ class Problem:
     micro_batch: int
     precision: str
     discrepancy: Discrepancy = matching.DistributionMatching()  # noqa: RUF009 - stateless
+    kept_graphs: int = 1  # micro-batches that are not computed twice
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a micro-batch gives: for each draw features, and its part of the statistics."""
+
+    latents: Tensor
+    features: Sequence[Float[Tensor, "k d"]]
+    parts: Sequence[Float[Tensor, "classes s"]]
 
 
 def mean_weights(
@@ -89,32 +102,34 @@ def descend(
     chunks = torch.arange(len(problem.labels), device=device).split(problem.micro_batch)
     dtype = read(chunks[0][:1]).dtype
     weights = mean_weights(problem.labels, dtype)
-    single = len(chunks) == 1
+    compiled = problem.compile and not match.needs_graph  # which compiled forms do not give twice
 
-    def embed(chunk: Tensor, *, graph: bool) -> tuple[Tensor, list[Tensor]]:
-        z, labels = read(chunk).detach().requires_grad_(graph), problem.labels[chunk]
+    def forward(chunk: Tensor, *, graph: bool) -> Forward:
+        z, labels, w = read(chunk).detach(), problem.labels[chunk], weights[:, chunk]
+        z.requires_grad_(graph)
         with autocast(device, problem.precision):
             with torch.set_grad_enabled(graph):
                 images = problem.generator(z, labels)
             with torch.set_grad_enabled(graph or match.needs_graph):
-                features = [d.network.embed(images, d.blocks(labels)) for d in draws]
-        return z, [f.to(dtype) for f in features]
-
-    def statistics(chunk: Tensor, features: list[Tensor], *, graph: bool) -> list[Tensor]:
-        w, labels = weights[:, chunk], problem.labels[chunk]
-        return [
+                features = [
+                    embed(d.network, images, d.blocks(labels), compiled=compiled).to(dtype)
+                    for d in draws
+                ]
+        parts = [
             match.statistic(d.network, f, labels, w, differentiable=graph)
             for d, f in zip(draws, features, strict=True)
         ]
+        return Forward(z, features, parts)
 
-    # First pass: the statistics of the classes.
+    # First pass: the statistics of the classes. The last graphs stay.
     totals = [torch.zeros_like(real, dtype=dtype) for real in problem.real_means]
-    kept: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
-    for chunk in chunks:
-        z, features = embed(chunk, graph=single)
-        parts = statistics(chunk, features, graph=single)
-        totals = [t + part.detach() for t, part in zip(totals, parts, strict=True)]
-        kept = (z, features, parts) if single else None
+    kept: dict[int, Forward] = {}
+    for k, chunk in enumerate(chunks):
+        stays = k >= len(chunks) - problem.kept_graphs
+        made = forward(chunk, graph=stays)
+        totals = [t + part.detach() for t, part in zip(totals, made.parts, strict=True)]
+        if stays:
+            kept[k] = made
 
     # The gradient of Eq. 9 in them.
     l_con, directions = 0.0, []
@@ -124,21 +139,17 @@ def descend(
         directions.append(torch.autograd.grad(value, total)[0])
         l_con += float(value.detach()) / len(draws)
 
-    # Second pass: the same constants, pulled back to the latents.
+    # Second pass: the same constants, pulled back to the latents. What was kept goes first.
     regulariser = 0.0
-    for chunk in chunks:
-        if kept is not None:
-            z, features, parts = kept
-        else:
-            z, features = embed(chunk, graph=True)
-            parts = statistics(chunk, features, graph=True)
-        pulled = [(d * part).sum() for d, part in zip(directions, parts, strict=True)]
+    for k in reversed(range(len(chunks))):
+        chunk, made = chunks[k], kept.pop(k, None) or forward(chunks[k], graph=True)
+        pulled = [(d * part).sum() for d, part in zip(directions, made.parts, strict=True)]
         loss = (1 - problem.lambda_reg) * torch.stack(pulled).sum()
         if problem.partners is not None:
-            r = _regulariser(problem, chunk, features, weights[:, chunk].sum(0))
+            r = _regulariser(problem, chunk, made.features, weights[:, chunk].sum(0))
             loss = loss + problem.lambda_reg * r
             regulariser += float(r.detach()) / len(draws)
-        step(chunk, torch.autograd.grad(loss / len(draws), z)[0])
+        step(chunk, torch.autograd.grad(loss / len(draws), made.latents)[0])
     return l_con, regulariser
 
 
@@ -151,6 +162,8 @@ def _regulariser(
     for draw, synthetic in zip(problem.draws, features, strict=True):
         with torch.no_grad(), autocast(synthetic.device, problem.precision):
             blocks = draw.blocks(problem.labels[chunk])
-            real = draw.network.embed(problem.partners[chunk], blocks).to(synthetic.dtype)
+            partners = problem.partners[chunk]
+            real = embed(draw.network, partners, blocks, compiled=problem.compile)
+            real = real.to(synthetic.dtype)
         total = total + (matching.paired(real, synthetic) * weights).sum()  # Eq. 10
     return total

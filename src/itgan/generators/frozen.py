@@ -6,7 +6,9 @@ Spectral norms, running statistics and class-conditional gains fold into constan
                       = x * scale[y] + shift[y]            two tables with a row for each class
     spectral norm       weight / sigma                     divided once
 
-and the 1x1 skip convolution runs before its nearest up-sampling, with which it commutes.
+The 1x1 skip convolution runs before its nearest up-sampling, with which it commutes; and nearest
+up-sampling with the 3x3 convolution after it is one transposed convolution, with 2.25 times fewer
+products.
 """
 
 from collections.abc import Mapping
@@ -54,6 +56,16 @@ def fold(model: BigGAN) -> dict[str, Tensor]:
     layer("output.conv", conv)
     model.train(was_training)
     return {name: tensor.clone() for name, tensor in folded.items()}
+
+
+def upsampling_kernel(weight: Float[Tensor, "o i 3 3"]) -> Float[Tensor, "i o 4 4"]:
+    """The transposed convolution (stride 2, padding 1) of nearest x2 up-sampling, then ``weight``.
+
+    A pixel that up-sampling spreads over 2x2 places meets the 3x3 kernel at each: together 4x4.
+    """
+    wide = F.pad(weight, (1, 1, 1, 1))
+    wide = wide[:, :, :-1] + wide[:, :, 1:]
+    return (wide[..., :-1] + wide[..., 1:]).flip(2, 3).transpose(0, 1)
 
 
 class FrozenGenerator(nn.Module):
@@ -105,6 +117,10 @@ class FrozenGenerator(nn.Module):
             if value.ndim == 4:
                 value = value.contiguous(memory_format=torch.channels_last)
             self.register_buffer(name.replace(".", "_"), value)
+        for i in range(blocks):
+            kernel = upsampling_kernel(self._get(f"blocks.{i}.conv1.weight"))
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            self.register_buffer(f"blocks_{i}_up", kernel, persistent=False)
 
     @classmethod
     def from_biggan(cls, model: BigGAN) -> "FrozenGenerator":
@@ -138,7 +154,8 @@ class FrozenGenerator(nn.Module):
         for i in range(self.blocks):
             skip = self._conv(f"blocks.{i}.conv_sc", h)
             h = F.relu(self._norm(f"blocks.{i}.bn1", h, labels))
-            h = self._conv(f"blocks.{i}.conv1", F.interpolate(h, scale_factor=2))  # n w 2h 2h
+            kernel, bias = self._get(f"blocks.{i}.up"), self._get(f"blocks.{i}.conv1.bias")
+            h = F.conv_transpose2d(h, kernel, bias, stride=2, padding=1)  # n w 2h 2h
             h = self._conv(f"blocks.{i}.conv2", F.relu(self._norm(f"blocks.{i}.bn2", h, labels)))
             h = h + F.interpolate(skip, scale_factor=2)
         scale, shift = self._get("output.bn.scale"), self._get("output.bn.shift")

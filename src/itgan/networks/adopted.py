@@ -5,7 +5,6 @@ import importlib
 import torch
 from torch import Tensor, nn
 
-from itgan.augment import Augmentation, Blocks, siamese
 from itgan.errors import InputError
 from itgan.networks.base import Network, PixelConstants
 
@@ -16,6 +15,8 @@ class AdoptedNetwork(Network):
     Its embedding is its own method ``embed`` where it has one, else what enters its last linear
     layer with an output for each class. Both are tried on two blank images when it is adopted.
     """
+
+    compilable = False  # the embedding may be caught by a hook
 
     def __init__(
         self,
@@ -55,16 +56,15 @@ class AdoptedNetwork(Network):
         self._head = heads[-1:]
         self._check(name, num_classes)
 
-    def embed(self, images: Tensor, augmentation: Augmentation | Blocks | None = None) -> Tensor:
-        """Features [n, d] of images in [-1, 1]: the module's own, or its last layer's input."""
-        x = siamese(self.normalise(images), augmentation)
+    def embed_prepared(self, prepared: Tensor) -> Tensor:
+        """Features [n, d]: the module's own, or its last layer's input."""
         own = getattr(self.model, "embed", None)
         if callable(own):
-            return own(x).flatten(1)
+            return own(prepared).flatten(1)
         caught: list[Tensor] = []
         hook = self._head[0].register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
-            self.model(x)
+            self.model(prepared)
         finally:
             hook.remove()
         if not caught:

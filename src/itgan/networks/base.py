@@ -28,6 +28,8 @@ class Network(nn.Module):
     std: Tensor
     features: nn.Module
     classifier: nn.Module
+    compilable = True
+    """Whether ``torch.compile`` can follow ``embed_prepared``."""
 
     def __init__(
         self,
@@ -78,7 +80,11 @@ class Network(nn.Module):
         augmentation: Augmentation | Blocks | None = None,
     ) -> Float[Tensor, "n d"]:
         """Flattened features just before the classifier."""
-        return self.features(siamese(self.normalise(images), augmentation)).flatten(1)
+        return self.embed_prepared(siamese(self.normalise(images), augmentation))
+
+    def embed_prepared(self, prepared: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Features of images that are normalised and augmented already."""
+        return self.features(prepared).flatten(1)
 
     def forward(
         self,

@@ -1,0 +1,56 @@
+"""Compiled networks compute what they compute uncompiled, whatever weights and batch they get."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from itgan import compilation
+from itgan.compilation import embed, logits
+from itgan.networks import build_network
+
+# In a process of its own: the suite's checks of types and warnings do not pass a compiler.
+PARITY = """
+import torch
+import torch._dynamo.testing
+from itgan import compilation
+from itgan.augment import draw_augmentation
+from itgan.networks import build_network
+from itgan.randomness import derive
+
+counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+compiled = torch.compile(compilation._embed, backend=counter)
+compilation._compile = lambda function: compiled
+draw = draw_augmentation(derive(1), "crop")
+for seed, n in ((0, 6), (1, 6), (2, 9), (3, 2)):
+    network = build_network("convnet", (3, 8, 8), 4, seed=seed).requires_grad_(False)
+    x = (torch.rand(n, 3, 8, 8, generator=derive(0, "x", n)) * 2 - 1).requires_grad_(True)
+    fast, plain = (compilation.embed(network, x, draw, compiled=c) for c in (True, False))
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(f.square().sum(), x)[0] for f in (fast, plain)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
+    with torch.no_grad():
+        assert torch.equal(compilation.embed(network, x, draw, compiled=True), fast)
+print(counter.frame_count)
+"""
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++"))), reason="needs a C++ compiler")
+def test_one_form_serves_fresh_weights_and_every_batch():
+    result = subprocess.run(
+        [sys.executable, "-c", PARITY], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "2"  # with a graph and without
+
+
+def test_without_a_compiler_networks_run_as_written(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(compilation, "_compile", lambda function: pytest.fail("compiles"))
+    compilation._can_compile.cache_clear()
+    network, x = build_network("convnet", (3, 8, 8), 4, seed=0), torch.rand(3, 3, 8, 8)
+    assert torch.equal(embed(network, x, compiled=True), network.embed(x))
+    assert torch.equal(logits(network, x, compiled=True), network.logits(x))
+    compilation._can_compile.cache_clear()
