@@ -146,15 +146,17 @@ def test_each_kind_is_kept_as_it_was(tmp_path, images):
         cell(about, kind="network", label="extractor", compute=lambda checkpoint: network),
         cell(kind="bank", label="inverted", compute=lambda checkpoint: bank(2.0)),
         cell(compute=lambda checkpoint: trial(0.25)),
+        cell(kind="number", label="micro-batch", compute=lambda checkpoint: 80),
     ]
     for one in made:
         Run(tmp_path).value(one)
-    kept, latents, scored = (Run(tmp_path).value(one) for one in made)
+    kept, latents, scored, number = (Run(tmp_path).value(one) for one in made)
     assert not kept.training
     assert torch.equal(kept(images.floats()), network(images.floats()))
     assert torch.equal(latents.latents, bank(2.0).latents)
     assert latents.history == {"loss": [2.0, 1.5]}
     assert scored == trial(0.25)
+    assert number == 80
 
 
 def test_a_deleted_value_is_computed_again_and_equal(tmp_path):

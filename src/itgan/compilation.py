@@ -2,7 +2,8 @@
 
 On a CPU the instance norms of a ConvNet cost more than its convolutions; compiled, they run
 together with what surrounds them. A C++ compiler is needed; without one, or where compiling
-fails, the network runs as it is written, with the same result within rounding.
+fails, the network runs as it is written, with the same result within rounding. Networks that a
+compiler may not follow (``compilable`` is false or missing) always do.
 """
 
 import functools
@@ -10,14 +11,28 @@ import shutil
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from itgan.augment import Augmentation, Blocks, siamese
+from itgan.generators import ConditionalGenerator
 from itgan.networks import Network
 
 MOST_FORMS = 256  # of a function: architectures, with and without gradients, in each precision
-Form = Callable[[Network, Tensor], Tensor]
+Form = Callable[..., Tensor]
+
+
+def generate(
+    generator: ConditionalGenerator,
+    latents: Float[Tensor, "n ..."],
+    labels: Int[Tensor, " n"],
+    *,
+    compiled: bool,
+) -> Float[Tensor, "n c h w"]:
+    """As ``generator(latents, labels)``."""
+    if not (compiled and _follows(generator, latents)):
+        return generator(latents, labels)
+    return _run(_generate, generator, latents, labels)
 
 
 def embed(
@@ -28,7 +43,7 @@ def embed(
     compiled: bool,
 ) -> Float[Tensor, "n d"]:
     """As ``network.embed``."""
-    if not (compiled and network.compilable and _can_compile(images.device.type)):
+    if not (compiled and _follows(network, images)):
         return network.embed(images, augmentation)
     return _run(_embed, network, siamese(network.normalise(images), augmentation))
 
@@ -42,6 +57,10 @@ def logits(
     return _run(_logits, network, prepared)
 
 
+def _generate(generator: ConditionalGenerator, latents: Tensor, labels: Tensor) -> Tensor:
+    return generator(latents, labels)
+
+
 def _embed(network: Network, prepared: Tensor) -> Tensor:
     return network.embed_prepared(prepared)
 
@@ -50,10 +69,15 @@ def _logits(network: Network, prepared: Tensor) -> Tensor:
     return network.logits(prepared)
 
 
-def _run(function: Form, network: Network, prepared: Tensor) -> Tensor:
-    prepared = prepared.contiguous()  # one form for every layout
-    torch._dynamo.maybe_mark_dynamic(prepared, 0)  # and every batch size
-    return _compile(function)(network, prepared)
+def _run(function: Form, network: object, *inputs: Tensor) -> Tensor:
+    inputs = tuple(x.contiguous() for x in inputs)  # one form for every layout
+    for x in inputs:
+        torch._dynamo.maybe_mark_dynamic(x, 0)  # and every batch size
+    return _compile(function)(network, *inputs)
+
+
+def _follows(network: object, images: Tensor) -> bool:
+    return getattr(network, "compilable", False) and _can_compile(images.device.type)
 
 
 @functools.cache

@@ -10,7 +10,8 @@ all its images, real and synthetic) are drawn anew.
 How its gradient fits into the memory of one micro-batch is in ``two_pass``.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,18 +22,28 @@ from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation
 from itgan.compilation import embed
-from itgan.configs import CondensationConfig
+from itgan.configs import CondensationConfig, PoolConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
 from itgan.embedding import Pool, make_pool
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator
-from itgan.latents import LatentAdam, LatentBank, LatentSGD, check_fits, deal, origin
+from itgan.latents import (
+    LatentAdam,
+    LatentBank,
+    LatentSGD,
+    check_fits,
+    deal,
+    origin,
+    sample_latents,
+)
 from itgan.matching import Discrepancy
 from itgan.networks import couples_images
-from itgan.progress import track
+from itgan.progress import say, track
 from itgan.randomness import ambient, derive, derive_seed
 from itgan.two_pass import Draw, Problem, descend, mean_weights
+
+MICRO_BATCHES = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)  # that are tried
 
 
 @dataclass(frozen=True)
@@ -100,12 +111,16 @@ def condense(
     optimiser = _optimiser(bank.latents.clone().to(device), config)
     names = ("loss", "matching", "regulariser", "norm")
     curves = torch.zeros(len(names), config.steps, dtype=torch.float64)
-    begun = 0
+    begun, micro_batch = 0, config.micro_batch
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         optimiser.restore(found[0])
         curves, begun = found[0]["curves"], found[1]["step"]
+        micro_batch = int(found[0]["micro_batch"])
+    if micro_batch == "auto":
+        micro_batch = fastest_micro_batch(generator, real, config)
 
     discrepancy = matching.DISCREPANCIES[config.matching]()
+    compiled = config.compile and not discrepancy.needs_graph  # no second derivatives compiled
     for step in track(range(begun, config.steps), "condensation"):
         late = step >= config.steps - round(config.fp32_share * config.steps)
         precision = "fp32" if late else config.precision
@@ -113,9 +128,9 @@ def condense(
         for where, rows in dealt:
             labels = bank.labels[rows]
             draws = list(_draws(pool, labels, config, seed, (*where, step), discrepancy, device))
-            if any(couples_images(d.network) for d in draws) and len(rows) > config.micro_batch:
+            if any(couples_images(d.network) for d in draws) and len(rows) > micro_batch:
                 raise InputError(
-                    f"condensation.micro_batch={config.micro_batch}: the pool's batch norm "
+                    f"condensation.micro_batch={micro_batch}: the pool's batch norm "
                     f"couples the images of a batch, so all {len(rows)} must go through at once; "
                     f"give --condensation.micro-batch {len(rows)} or a network with instance norm"
                 )
@@ -125,14 +140,14 @@ def condense(
                     generator,
                     labels.to(device),
                     draws,
-                    _real_statistics(batch, draws, config, precision, discrepancy, device),
+                    _real_statistics(batch, draws, micro_batch, precision, discrepancy, compiled),
                     None if partners is None else Partners(real, partners[rows], device),
                     config.lambda_reg,
-                    config.micro_batch,
+                    micro_batch,
                     precision,
                     discrepancy,
                     config.kept_graphs,
-                    config.compile,
+                    compiled,
                 )
                 l_con, r = _descend(problem, optimiser, rows.to(device))
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
@@ -140,7 +155,8 @@ def condense(
         curves[:3, step] /= len({where[0] for where, _ in dealt})
         curves[3, step] = optimiser.latents.flatten(1).norm(dim=1).mean()
         if checkpoint is not None:
-            checkpoint.offer(step + 1, lambda: {**optimiser.state(), "curves": curves})
+            extra = {"curves": curves, "micro_batch": torch.tensor(micro_batch)}
+            checkpoint.offer(step + 1, lambda extra=extra: {**optimiser.state(), **extra})
     history = dict(zip(names, curves.tolist(), strict=True))
     if partners is None:
         del history["regulariser"]
@@ -152,10 +168,51 @@ def condense(
         history,
         {
             **origin(generator, real, seed),
-            "config": config.model_dump(),
+            "config": {**config.model_dump(), "micro_batch": micro_batch},
             "start": bank.stage,
         },
     )
+
+
+def fastest_micro_batch(
+    generator: ConditionalGenerator,
+    real: ImageSet,
+    config: CondensationConfig,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """How many images at a time make a step fastest, measured here and now.
+
+    Small micro-batches stay in a processor's cache, large ones feed an accelerator. Of those
+    within 3 % of the best speed the smallest is taken: it needs the least memory.
+
+    Args:
+        generator: frozen.
+        real: the training set.
+        config: what a step does.
+        clock: seconds.
+    """
+    alone = {"steps": 1, "real_per_class": 1, "lambda_reg": 0.0, "shard_per_class": None}
+    alone |= {"pool": PoolConfig(), "splitting": "fixed"}
+    sizes = sorted({min(size, len(real)) for size in MICRO_BATCHES})
+    speeds: dict[int, float] = {}
+    for size in sizes:
+        bank = sample_latents(generator, real.select(range(size)))
+        once = config.model_copy(update={**alone, "micro_batch": size})
+        try:
+            condense(generator, bank, real, once)  # compiles
+            taken = []
+            for _ in range(3):
+                begun = clock()
+                condense(generator, bank, real, once)
+                taken.append(clock() - begun)
+        except torch.OutOfMemoryError:
+            break
+        speeds[size] = size / min(taken)
+        if speeds[size] < 0.9 * max(speeds.values()):
+            break
+    chosen = min(s for s, speed in speeds.items() if speed >= 0.97 * max(speeds.values()))
+    say(f"micro-batch: {chosen} of {list(speeds)}, {speeds[chosen]:.0f} latents per second")
+    return chosen
 
 
 def _descend(
@@ -248,28 +305,25 @@ def _real_batch(
 def _real_statistics(
     batch: ImageSet,
     draws: Sequence[Draw],
-    config: CondensationConfig,
+    micro_batch: int,
     precision: str,
     discrepancy: Discrepancy,
-    device: torch.device,
+    compiled: bool,
 ) -> list[Tensor]:
     """For each draw the statistics of the classes in a batch of real images."""
+    device = next(draws[0].network.parameters()).device
     weights = mean_weights(batch.labels).to(device)
-    compiled = config.compile and not discrepancy.needs_graph
     # A batch norm must see every class at once.
     whole = any(couples_images(d.network) for d in draws)
     totals = [torch.zeros((), device=device)] * len(draws)
-    for chunk in torch.arange(len(batch)).split(len(batch) if whole else config.micro_batch):
+    for chunk in torch.arange(len(batch)).split(len(batch) if whole else micro_batch):
         images, labels = batch.floats(chunk).to(device), batch.labels[chunk]
         for i, draw in enumerate(draws):
             with (
                 autocast(device, precision),
                 torch.set_grad_enabled(discrepancy.needs_graph),
             ):
-                blocks, compiled = (
-                    draw.blocks(labels),
-                    config.compile and not discrepancy.needs_graph,
-                )
+                blocks = draw.blocks(labels)
                 features = embed(draw.network, images, blocks, compiled=compiled).float()
             part = discrepancy.statistic(
                 draw.network,

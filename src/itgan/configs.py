@@ -80,7 +80,7 @@ def with_precision(config: AnyConfig, precision: str) -> AnyConfig:
 
 
 COMPILE = Field(
-    False, description="compile the network (needs a C++ compiler; pays on long training)"
+    False, description="compile the networks (needs a C++ compiler; pays on long work)"
 )
 
 
@@ -258,9 +258,10 @@ class CondensationConfig(Config):
         description="share of the steps, the last ones, that is in fp32 whatever the precision",
     )
     compile: bool = COMPILE
-    micro_batch: Count = Field(
+    micro_batch: Count | Literal["auto"] = Field(
         500,
-        description="most images that go through the networks at once; bounds the memory",
+        description="most images that go through the networks at once, which bounds the memory; "
+        "auto measures what is fastest here, and keeps it",
     )
     kept_graphs: Count = Field(
         1,

@@ -23,7 +23,7 @@ from itgan.baselines import (
     same_bytes_jpeg,
     same_bytes_raw,
 )
-from itgan.condensation import condense
+from itgan.condensation import condense, fastest_micro_batch
 from itgan.configs import (
     CondensationConfig,
     DCConfig,
@@ -261,13 +261,32 @@ class Experiment:
         inputs = (self.extractor(), *self.encoder())
         return Cell("bank", label, determinants, inputs, compute)
 
+    def micro_batch(self) -> tuple[Cell, ...]:
+        """How many latents go through at once, where that is to be measured; once for all."""
+        config, train = self.config.condensation, self.data.train
+        if config.micro_batch != "auto":
+            return ()
+
+        def compute(checkpoint: Checkpoint) -> int:
+            return fastest_micro_batch(self.generator, train, config)
+
+        determinants = {
+            "config": config.identity(),
+            "generator": self.generator.fingerprint,
+            "image_shape": list(train.image_shape),
+        }
+        return (Cell("number", "micro-batch of condensation", determinants, (), compute),)
+
     def condensed(self, latent_seed: int) -> Cell:
         """Eq. 11 from the inverted bank."""
         config, seed = self.config.condensation, self._seed(latent_seed)
+        measured, pools = self.micro_batch(), self.pool()
 
-        def compute(start: LatentBank, *pools: SnapshotPool, checkpoint: Checkpoint) -> LatentBank:
-            pool = replace(pools[0], window=config.pool.window) if pools else None
-            return condense(self.generator, start, self.data.train, config, seed, pool, checkpoint)
+        def compute(start: LatentBank, *more: Any, checkpoint: Checkpoint) -> LatentBank:  # noqa: ANN401
+            size = more[0] if measured else config.micro_batch
+            chosen = config.model_copy(update={"micro_batch": size})
+            pool = replace(more[-1], window=config.pool.window) if pools else None
+            return condense(self.generator, start, self.data.train, chosen, seed, pool, checkpoint)
 
         determinants = {
             "config": config.identity(),
@@ -276,7 +295,7 @@ class Experiment:
             "seed": seed,
         }
         label = f"condensed bank, latent seed {latent_seed}"
-        inputs = (self.inverted(latent_seed), *self.pool())
+        inputs = (self.inverted(latent_seed), *measured, *pools)
         return Cell("bank", label, determinants, inputs, compute)
 
     def dm(self, latent_seed: int) -> Cell:

@@ -31,7 +31,17 @@ from itgan.runs import Cell, Run, with_inputs
 from itgan.sources import FreshSamples
 from itgan.training import accuracy, count_updates
 
-STAGES = ("extractor", "encoder", "inverted", "pool", "condensed", "dm", "dc", "trial")
+STAGES = (
+    "extractor",
+    "encoder",
+    "inverted",
+    "pool",
+    "micro-batch",
+    "condensed",
+    "dm",
+    "dc",
+    "trial",
+)
 PROBE = 200  # images of a measured step
 UPDATE_PROBE = 64  # of a measured update of a classifier
 GPU_FLOPS = 30e12  # a second, of a GPU that is a fifth busy at 150 TFLOP/s in bf16
@@ -115,7 +125,8 @@ def _inverted(experiment: Experiment, missing: list[Cell]) -> Cost:
     few = rows.select(range(min(len(rows), settings.batch_size, PROBE)))
     extractor = _untrained(experiment, settings.extractor)
 
-    plain = InversionConfig(batch_size=settings.batch_size, precision=settings.precision)
+    same = settings.model_dump(include={"batch_size", "precision", "compile"})
+    plain = InversionConfig.model_validate(same)
 
     def work(steps: int) -> object:
         changed = plain.model_copy(update={"steps": steps})
@@ -222,6 +233,7 @@ _COSTS: dict[str, Callable[[Experiment, list[Cell]], Cost]] = {
     "encoder": _encoder,
     "inverted": _inverted,
     "pool": _pool,
+    "micro-batch": lambda experiment, missing: Cost(),
     "condensed": _condensed,
     "dm": _dm,
     "dc": _dc,
@@ -249,10 +261,16 @@ def _smaller(
         update={
             "shard_per_class": None,
             "real_per_class": max(1, round(share * config.real_per_class)),
+            "micro_batch": PROBE,
         }
     )
     members = [rows.class_indices(label)[:few] for label in range(rows.num_classes)]
     factor = shards * (shard + config.real_per_class) / (few + short.real_per_class)
+    # Forward and backward cost about the same; a graph that is not kept costs another forward.
+    chunks = (
+        1 if config.micro_batch == "auto" else -(-shard * rows.num_classes // config.micro_batch)
+    )
+    factor *= 1 + max(0, chunks - config.kept_graphs) / chunks / 2
     return rows.select(torch.cat(members)), short, factor
 
 
@@ -267,14 +285,16 @@ def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:
     )
 
 
-class _Counter(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):
     """Counts floating-point operations; torch's own mode cannot stand ``autograd.grad``."""
 
     def __init__(self) -> None:
+        """Start at zero."""
         super().__init__()
         self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:  # noqa: ANN001, ANN401
+        """Run an operation and count it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if (count := flop_registry.get(func.overloadpacket)) is not None:
@@ -286,7 +306,7 @@ def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> Cos
     """The cost of a step: the difference of two short runs, which cancels what is done once."""
     counts = []
     for steps in (few, few + 1):
-        with _Counter() as counter, torch.compiler.set_stance("force_eager"):
+        with FlopCounter() as counter, torch.compiler.set_stance("force_eager"):
             work(steps)
         counts.append(counter.total)
     work(few)

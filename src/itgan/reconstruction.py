@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from itgan.compilation import embed
+from itgan.compilation import embed, generate
 from itgan.configs import InversionConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
@@ -86,10 +86,11 @@ class Objective:
 
     def __call__(self, latents: Float[Tensor, "k ..."], target: Target) -> Reconstruction:
         """Eq. 8 for each latent."""
+        compiled = self.config.compile
         with autocast(self.generator.device, self.config.precision):
-            made = self.generator(latents, target.labels)
+            made = generate(self.generator, latents, target.labels, compiled=compiled)
             feature, pixel = distances(
-                self.extractor, made, target.real, target.features, compiled=self.config.compile
+                self.extractor, made, target.real, target.features, compiled=compiled
             )
         loss = feature + self.config.lambda_pixel * pixel
         if self.config.lambda_prior:

@@ -29,7 +29,7 @@ from itgan.networks import Network
 from itgan.progress import say
 
 # Raised when the same configuration begins to give other numbers: older cells are not reused.
-NUMERICS = 2
+NUMERICS = 3
 # Fields that choose among cells, and change none.
 VIEWS = ("sources", "latent_seeds", "network_seeds")
 
@@ -39,7 +39,8 @@ class Cell:
     """One expensive result.
 
     Attributes:
-        kind: ``network``, ``encoder``, ``pool``, ``bank`` or ``trial``: how it is stored.
+        kind: ``network``, ``encoder``, ``pool``, ``bank``, ``trial`` or ``number``: how it is
+            stored.
         label: what a reader calls it.
         determinants: JSON values that determine it, beside its inputs.
         inputs: the cells it is computed from.
@@ -112,6 +113,17 @@ def _load_trial(path: Path, cell: Cell) -> Trial:
         raise InputError(f"{path}: not a trial; remove it and run again") from error
 
 
+def _save_number(path: Path, value: int, cell: Cell) -> None:
+    artefacts.write_json(path, {"value": value, "determinants": dict(cell.determinants)})
+
+
+def _load_number(path: Path, cell: Cell) -> int:
+    value = artefacts.read_json(path).get("value")
+    if type(value) is not int or value < 1:
+        raise InputError(f"{path}: not a number from 1 on; remove it and run again")
+    return value
+
+
 def _save(path: Path, value: LatentBank | SnapshotPool | Encoder, cell: Cell) -> None:
     value.save(path)
 
@@ -122,6 +134,7 @@ STORAGE: dict[str, tuple[str, Callable[..., None], Callable[[Path, Cell], Any]]]
     "pool": (".safetensors", _save, _load_pool),
     "bank": (".safetensors", _save, _load_bank),
     "trial": (".json", _save_trial, _load_trial),
+    "number": (".json", _save_number, _load_number),
 }
 
 

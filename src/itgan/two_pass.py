@@ -18,7 +18,7 @@ from torch import Tensor
 
 from itgan import matching
 from itgan.augment import Augmentation, Blocks
-from itgan.compilation import embed
+from itgan.compilation import embed, generate
 from itgan.devices import autocast
 from itgan.generators import ConditionalGenerator
 from itgan.matching import Discrepancy
@@ -109,7 +109,7 @@ def descend(
         z.requires_grad_(graph)
         with autocast(device, problem.precision):
             with torch.set_grad_enabled(graph):
-                images = problem.generator(z, labels)
+                images = generate(problem.generator, z, labels, compiled=problem.compile)
             with torch.set_grad_enabled(graph or match.needs_graph):
                 features = [
                     embed(d.network, images, d.blocks(labels), compiled=compiled).to(dtype)

@@ -75,7 +75,10 @@ class FrozenGenerator(nn.Module):
         latent_shape: (d,).
         num_classes: number of labels.
         image_shape: (c, h, w).
+        compilable: ``torch.compile`` can follow it.
     """
+
+    compilable = True
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the constants of ``fold``, in any float type; arithmetic is fp32.

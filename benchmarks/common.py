@@ -1,0 +1,86 @@
+"""What every benchmark prints and how it measures: alternating runs, medians, this machine."""
+
+import argparse
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from itgan.generators.biggan import BigGAN, BigGANShape
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options of every benchmark."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--runs", type=int, default=5, help="alternating runs; medians are printed")
+    return made
+
+
+def machine(threads: int) -> None:
+    """Set the threads, and print what the figures depend on."""
+    torch.set_num_threads(threads)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    model = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "")
+    print(f"{model or platform.processor()}, {threads} threads, {platform.system()}")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}")
+
+
+def biggan(channels: int, classes: int = 10, pixels: int = 32) -> BigGAN:
+    """An untrained generator: what it costs does not depend on its weights."""
+    torch.manual_seed(0)
+    return BigGAN(BigGANShape(channels, classes, (3, pixels, pixels), 128)).eval()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall clock of one call."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def alternate(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each work, in turn, ``runs`` times, after one round that is not counted."""
+    for work in works.values():
+        work()
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            taken[name].append(seconds(work))
+    return taken
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)
+
+
+def ratio(taken: Mapping[str, Sequence[float]], slow: str, fast: str) -> str:
+    """How many times sooner: median of the runs' ratios, and their range."""
+    ratios = [a / b for a, b in zip(taken[slow], taken[fast], strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} ... {max(ratios):.2f})"
+
+
+def convolution_peak(width: int, precision: str, pixels: int = 16, images: int = 64) -> float:
+    """FLOP/s of the 3x3 convolutions that a generator of this width is made of."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    layout = {"memory_format": torch.channels_last}
+    x = torch.randn(images, width, pixels, pixels).to(dtype).contiguous(**layout)
+    weight = torch.randn(width, width, 3, 3).to(dtype).contiguous(**layout)
+    flops = 2 * 9 * width * width * pixels * pixels * images
+    with torch.no_grad():
+        taken = alternate({"": lambda: F.conv2d(x, weight, padding=1)}, 9)[""]
+    return flops / min(taken)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
