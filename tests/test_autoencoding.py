@@ -114,6 +114,23 @@ def parameters(network):
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
+def test_a_kill_while_the_extractor_learns_loses_nothing(unbroken, digits, tmp_path, monkeypatch):
+    train, snapshots = autoencoding.train_extractor, []
+
+    def dying(images, config, seed, device, checkpoint):
+        train(images, config, seed, device, checkpoint)  # leaves a snapshot of its end
+        snapshots.append(checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autoencoding, "train_extractor", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_autoencoder(TINY, digits, tmp_path)
+    assert snapshots[0].load()[1]["step"] == TINY.extractor.updates
+    monkeypatch.setattr(autoencoding, "train_extractor", train)
+    pretrain_autoencoder(TINY, digits, tmp_path)
+    assert_same(tmp_path, unbroken)
+
+
 def test_who_learns_when(digits):
     trainer = AutoencoderTrainer(tiny(adversarial_start=1), digits.train)
     names = ("generator", "encoder", "discriminator")

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from itgan.artefacts import Checkpoint
 from itgan.data import Dataset, ImageSet
 from itgan.devices import autocast
 from itgan.embedding import NetworkSpec, train_extractor
@@ -40,7 +41,7 @@ class AutoencoderTrainer(GANTrainer):
     config: AutoencodingConfig  # pyrefly: ignore
 
     def __init__(self, config: AutoencodingConfig, data: ImageSet) -> None:
-        """Fresh networks; the extractor is trained before the first step."""
+        """Fresh networks; the extractor is trained by ``prepare``."""
         super().__init__(config, data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "encoder"))
@@ -61,12 +62,14 @@ class AutoencoderTrainer(GANTrainer):
         """What the training follows from, as JSON."""
         return [*super().identity(), self.OBJECTIVE]
 
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        """Train the extractor."""
+        config, seed = self.config.extractor, derive_seed(self.config.seed, "extractor")
+        self.extractor = train_extractor(self.data, config, seed, self.device, checkpoint)
+
     def step(self, step: int) -> dict[str, float]:
         """One step of encoder and decoder, with discriminator steps before it in the late part."""
         config = self.config
-        if step == 0:
-            seed = derive_seed(config.seed, "extractor")
-            self.extractor = train_extractor(self.data, config.extractor, seed, self.device)
         self.generator.train()
         adversarial = step >= config.adversarial_start
         d_loss = torch.zeros(())

@@ -1,5 +1,6 @@
 """A generator's card: what it was trained on and how, and how good it is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 from itgan import artefacts
 from itgan.data import Dataset
 from itgan.generator_configs import MetricsConfig
-from itgan.generators import ConditionalGenerator, load_encoder, load_generator
+from itgan.generators import load_encoder, load_generator
 from itgan.inversion import psnr
 from itgan.latents import LatentBank
-from itgan.metrics import measure
+from itgan.metrics import Figure, measure
 from itgan.sources import CHUNK
 
 
@@ -21,10 +22,16 @@ def write_card(path: Path, data: Dataset, config: MetricsConfig, device: str = "
     They are measured on real images that the generator has not seen: validation images if its
     training held some out, else test images.
     """
+    figures = measure(load_generator(path, device), data, config, path.parent, device)
+    card = path.with_name("card.md")
+    artefacts.write_bytes(card, card_text(path, data, figures).encode())
+    return card
+
+
+def card_text(path: Path, data: Dataset, figures: Sequence[Figure]) -> str:
+    """What a card says of a pre-trained generator's file, given what was measured."""
     metadata = artefacts.read_metadata(path)
     made = metadata["config"]
-    generator = load_generator(path, device)
-    figures = measure(generator, data, config, path.parent, device)
     lines = [
         f"# {metadata['architecture']} of {metadata['dataset']}",
         "",
@@ -45,10 +52,8 @@ def write_card(path: Path, data: Dataset, config: MetricsConfig, device: str = "
     ]
     if metadata.get("objective") == "autoencoder":
         lines.insert(-1, _losses(made))
-        lines.insert(-1, _reconstruction(path, generator, data))
-    card = path.with_name("card.md")
-    artefacts.write_bytes(card, ("\n".join(lines) + "\n").encode())
-    return card
+        lines.insert(-1, _reconstruction(path, data))
+    return "\n".join(lines) + "\n"
 
 
 def _losses(config: dict[str, Any]) -> str:
@@ -59,7 +64,8 @@ def _losses(config: dict[str, Any]) -> str:
     )
 
 
-def _reconstruction(path: Path, generator: ConditionalGenerator, data: Dataset) -> str:
+def _reconstruction(path: Path, data: Dataset) -> str:
+    generator = load_generator(path)
     images, which = (data.validation, "validation") if data.validation else (data.test, "test")
     encode = load_encoder(path, generator.device)
     chunks = torch.arange(len(images)).split(CHUNK)

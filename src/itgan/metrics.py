@@ -24,7 +24,7 @@ from itgan import artefacts, distances
 from itgan.artefacts import Checkpoint
 from itgan.configs import EvaluationConfig
 from itgan.data import Dataset, ImageSet
-from itgan.devices import pick_device
+from itgan.devices import pick_device, resolve_precision
 from itgan.embedding import NetworkSpec, load_network, save_network, train_extractor
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
@@ -308,11 +308,13 @@ def classifier_accuracy_score(
 ) -> Figure:
     """Accuracy on held-out real images of classifiers that were trained on samples alone.
 
-    Every batch has new samples; an epoch has ``config.cas_per_class`` of each class.
+    Every batch has new samples, generated in the precision of the training; an epoch has
+    ``config.cas_per_class`` of each class.
     """
     held_out, against = _held_out(data)
     labels = torch.arange(config.cas_per_class * data.num_classes) % data.num_classes
-    source = FreshSamples(generator, labels)
+    precision = resolve_precision(generator.device, config.cas.precision)
+    source = FreshSamples(generator, labels, 0, precision, compiled=config.cas.compile)
     row = summarize(evaluate(source, held_out, config.cas, config.cas_seeds, device))[0]
     name = (
         f"classifier accuracy score, % ({_schedule(config.cas, len(labels))}, "

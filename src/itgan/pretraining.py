@@ -131,6 +131,9 @@ class GANTrainer:
         said = self.config.model_dump(exclude=PLACES, exclude_defaults=True)
         return [said, self.data.fingerprint]
 
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        """What comes before the first step; its own snapshots go into ``checkpoint``."""
+
     def step(self, step: int) -> dict[str, float]:
         """Some discriminator steps, one generator step, one step of the average."""
         config = self.config
@@ -318,6 +321,8 @@ def pretrain(
                     "many, or another --out"
                 )
             say(f"pretrain: goes on at step {begun} of {config.steps}")
+        else:
+            trainer.prepare(checkpoint.part("first"))
         artefacts.write_json(out / "config.json", config.model_dump())
         journal = Journal(out, begun)
         try:

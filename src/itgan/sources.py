@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from itgan import artefacts
+from itgan.compilation import generate
 from itgan.configs import Dtype
+from itgan.devices import autocast
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator, StoredGenerator, restore_generator
 from itgan.latents import LatentBank, check_bank
@@ -355,10 +357,17 @@ class FreshSamples:
     """A generator that draws new latents for every batch: unlimited images, no bank."""
 
     def __init__(
-        self, generator: ConditionalGenerator, labels: Int[Tensor, " n"], latent_seed: int = 0
+        self,
+        generator: ConditionalGenerator,
+        labels: Int[Tensor, " n"],
+        latent_seed: int = 0,
+        precision: str = "fp32",
+        *,
+        compiled: bool = False,
     ) -> None:
-        """An epoch has one image for each of ``labels``."""
+        """An epoch has one image for each of ``labels``, generated in this precision."""
         self.generator, self.labels, self.latent_seed = generator, labels, latent_seed
+        self.precision, self.compiled = precision, compiled
         self.name = "gan-fresh"
         self.variant = ""
 
@@ -385,5 +394,8 @@ class FreshSamples:
         for rows in torch.randperm(len(self), generator=rng).split(batch_size):
             latents = torch.randn(len(rows), *self.generator.latent_shape, generator=own)
             labels = self.labels[rows]
-            images = self.generator(latents.to(device), labels.to(device)).cpu()
-            yield to_uint8(images).float() / 127.5 - 1, labels
+            with autocast(device, self.precision):
+                images = generate(
+                    self.generator, latents.to(device), labels.to(device), compiled=self.compiled
+                )
+            yield to_uint8(images.float().cpu()).float() / 127.5 - 1, labels
