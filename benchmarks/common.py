@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from itgan import artefacts
+from itgan.generators import ENCODER, RAW, biggan_from_state, find_generator
 from itgan.generators.biggan import BigGAN, BigGANShape
 
 
@@ -38,6 +40,13 @@ def biggan(channels: int, classes: int = 10, pixels: int = 32) -> BigGAN:
     """An untrained generator: what it costs does not depend on its weights."""
     torch.manual_seed(0)
     return BigGAN(BigGANShape(channels, classes, (3, pixels, pixels), 128)).eval()
+
+
+def load_biggan(source: str) -> BigGAN:
+    """A shipped or saved generator, as it was trained."""
+    tensors, _ = artefacts.load(find_generator(source), "generator")
+    own = {n: t.float() for n, t in tensors.items() if not n.startswith((RAW, ENCODER))}
+    return biggan_from_state(own).eval()
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -113,3 +113,35 @@ def condense(
             z.grad, _ = class_gradient(state, z, label, batch, psi, draw)
             adam.step()
     return [z.detach() for z in bank]
+
+
+def invert(
+    state: State,
+    images: Tensor,
+    labels: Tensor,
+    extractor: Network,
+    steps: int,
+    learning_rate: float,
+    seed: int = 0,
+) -> tuple[Tensor, list[float]]:
+    """Eq. 8 descended by Adam from N(0, I), all images in one batch.
+
+    Returns:
+        The latents, and for each step the mean feature distance before it.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(len(images), state["linear.weight"].shape[1], generator=rng)
+    z.requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=learning_rate)
+    with torch.no_grad():
+        target = extractor.embed(images)
+    distances = []
+    for _ in range(steps):
+        made = generate(state, z, labels)
+        feature = (extractor.embed(made) - target).square().mean(1)
+        pixel = (extractor.normalise(made) - extractor.normalise(images)).square()
+        loss = (feature + pixel.flatten(1).mean(1)).sum()
+        (z.grad,) = torch.autograd.grad(loss, z)
+        adam.step()
+        distances.append(float(feature.detach().mean()))
+    return z.detach(), distances

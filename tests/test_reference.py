@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import itgan.inversion
 from itgan.augment import draw_augmentation
+from itgan.configs import InversionConfig
+from itgan.data import ImageSet
 from itgan.generators import BigGANShape
 from itgan.generators.frozen import FrozenGenerator, fold
+from itgan.inversion import invert
 from itgan.networks import build_network
 from itgan.randomness import derive
 from itgan.two_pass import Draw, Problem, descend, mean_weights
@@ -76,3 +80,19 @@ def test_descending_lowers_the_loss(reference, model):
         state, latents, lambda c, rng: real[c], lambda rng: network, 8, 0.1, "none"
     )
     assert loss(after) < 0.9 * loss(latents)
+
+
+def test_inversion_follows_the_same_path(reference, model, monkeypatch):
+    state, generator = model.state_dict(), FrozenGenerator(fold(model))
+    images = ImageSet(
+        torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=derive(0, "x")),
+        torch.tensor([0, 1, 2, 2, 1, 0]),
+    )
+    network = build_network("convnet", (3, 32, 32), 3, seed=1, width=8).requires_grad_(False)
+    config = InversionConfig(steps=4, learning_rate=0.1)
+    start = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(itgan.inversion, "starts", lambda *_: start)
+    bank = invert(generator, images, config, extractor=network)
+    z, distances = reference.invert(state, images.floats(), images.labels, network, 4, 0.1)
+    assert bank.history["feature"] == pytest.approx(distances, rel=1e-3)
+    assert float((bank.latents - z).norm() / (z - start).norm()) < 1e-2
