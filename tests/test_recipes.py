@@ -102,3 +102,29 @@ def test_the_command_of_a_configuration_gives_that_configuration(name, change):
     assert (itgan, run) == ("itgan", "run")
     again = run_commands.recipe(arguments, "run")
     assert again.model_copy(update={"out": None}) == config
+
+
+def test_the_settings_of_the_paper_and_of_both_released_scripts():
+    for classes, shard, low in ((10, 1250, 0.7), (100, 500, 0.4)):
+        paper, a, b = (
+            RECIPES[f"cifar{classes}-{k}"]() for k in ("paper", "released-a", "released-b")
+        )
+        assert paper.latents_per_class is None
+        assert (paper.inversion.steps, paper.inversion.learning_rate) == (5000, 0.1)
+        assert (paper.inversion.batch_size, paper.inversion.lambda_pixel) == (100, 1)
+        assert (paper.latent_seeds, paper.network_seeds) == ((0, 1, 2), (0, 1, 2))
+        assert (paper.evaluation.network, paper.evaluation.epochs) == ("resnet18", 200)
+        for config in (paper, a, b):
+            found = config.condensation
+            assert (found.shard_per_class, found.real_per_class) == (shard, 500)
+            assert (found.learning_rate, found.splitting, found.network) == (
+                0.001,
+                "fixed",
+                "convnet",
+            )
+            assert config.inversion == paper.inversion
+        settings = ("steps", "lambda_reg", "network_per")
+        found = [[getattr(c.condensation, k) for k in settings] for c in (paper, a, b)]
+        assert found == [[5000, 0, "step"], [10_000, 0.001, "class"], [5000, 0, "class"]]
+        assert (paper.condensation.pool.kind, a.condensation.pool.kind) == ("random", "random")
+        assert (b.condensation.pool.kind, b.condensation.pool.window) == ("snapshots", (low, 1.0))

@@ -168,7 +168,7 @@ def _dm(experiment: Experiment, missing: list[Cell]) -> Cost:
 
     def work(steps: int) -> object:
         changed = short.model_copy(update={"steps": steps})
-        device = experiment.generator.device
+        device = experiment.device
         return distribution_matching(few, experiment.data.train, changed, device=device)
 
     return _per_step(work).times(factor * settings.steps * len(missing))
@@ -186,7 +186,7 @@ def _dc(experiment: Experiment, missing: list[Cell]) -> Cost:
     def work(networks: int, image_steps: int, epochs: int) -> object:
         short = {"steps": networks, "image_steps": image_steps, "network_epochs": epochs}
         changed = config.model_copy(update={**short, "real_per_class": batch})
-        device = experiment.generator.device
+        device = experiment.device
         return gradient_matching(few, experiment.data.train, changed, device=device)
 
     image_steps = config.steps * outer * (most + real) / (each + batch)
@@ -263,7 +263,7 @@ def _untrained(experiment: Experiment, config: EvaluationConfig) -> Network:
             config.network, data.image_shape, data.num_classes, mean=data.mean, std=data.std
         )
         .requires_grad_(False)
-        .to(experiment.generator.device)
+        .to(experiment.device)
     )
 
 
