@@ -23,8 +23,9 @@ COMPARISONS = (
     ("itgan", "gan"),
     ("inversion", "gan"),
     ("itgan", "random"),
+    ("itgan", "dm"),
+    ("itgan", "dc"),
 )
-
 
 NARROW = ("fp16", "int8")  # variants whose difference is what storage in that type costs
 

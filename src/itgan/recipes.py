@@ -33,11 +33,11 @@ def digits() -> RunConfig:
         condensation=CondensationConfig(
             steps=200, real_per_class=64, augmentation=DIGITS_AUGMENTATION
         ),
-        # The same budget as for itgan; learning rate as published.
+        # Budgets of the baselines: docs/choices.md.
         dm=CondensationConfig(
             optimiser="sgd",
             learning_rate=1.0,
-            steps=200,
+            steps=400,
             real_per_class=64,
             augmentation=DIGITS_AUGMENTATION,
         ),
