@@ -41,8 +41,8 @@ def digits() -> RunConfig:
             real_per_class=64,
             augmentation=DIGITS_AUGMENTATION,
         ),
-        # As many steps of the images; the rest as published, by images per class.
-        dc=DCConfig(steps=20, real_per_class=64),
+        # Rate and loops as published, by images per class.
+        dc=DCConfig(steps=10, real_per_class=64),
         evaluation=EvaluationConfig(updates=200, augmentation=DIGITS_AUGMENTATION, curve_points=5),
     )
 
