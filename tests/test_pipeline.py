@@ -16,6 +16,7 @@ from itgan.generator_configs import PretrainingConfig
 from itgan.generators import BigGANShape
 from itgan.latents import LatentBank, sample_latents
 from itgan.pipeline import Experiment, compute
+from itgan.planning import plan
 from itgan.pretraining import pretrain
 from itgan.publishing import publish, tabulate
 from itgan.recipes import command
@@ -603,6 +604,21 @@ def test_a_generator_of_other_images_is_refused(experiment, make_biggan, tmp_pat
     with pytest.raises(InputError, match=r"generator: makes images of shape \(3, 16, 16\), but"):
         compute(experiment(generator=str(path)), Run(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_sources_that_need_no_generator_do_without(experiment, tmp_path):
+    made = experiment(
+        generator="nobody",
+        validation=100,
+        sources=("real", "random", "herding", "dm", "dc"),
+        dm={"optimiser": "sgd", "steps": 1, "real_per_class": 4},
+        dc={"steps": 1, "image_steps": 1, "real_per_class": 4},
+    )
+    run = Run(tmp_path / "run")
+    assert {row["stage"] for row in plan(made, run)} == {"extractor", "dm", "dc", "trial"}
+    compute(made, run)
+    rows, _, _ = publish(made, run)
+    assert {row["source"] for row in rows} == set(made.config.sources)
 
 
 def test_a_missing_generator_is_refused_by_name(experiment, tmp_path):

@@ -121,6 +121,11 @@ def test_what_is_done_once_does_not_count_as_a_step(monkeypatch):
 
     assert _per_step(work).seconds == pytest.approx(2.5)
 
+    def disturbed(steps):
+        clock[0] += {1: 50, 4: 10}.get(steps, 0)
+
+    assert _per_step(disturbed).seconds == pytest.approx(10 / 4)  # not nothing
+
 
 def test_operations_are_counted_per_step():
     matrix, other = torch.ones(8, 16, requires_grad=True), torch.ones(16, 4)

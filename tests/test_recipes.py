@@ -1,16 +1,20 @@
 import shlex
+from pathlib import Path
 
 import pytest
 
 from itgan import run_commands
 from itgan.augment import parse_strategy
 from itgan.configs import RunConfig
+from itgan.dc import loops, variant
 from itgan.generator_configs import AutoencodingConfig, PretrainingConfig
+from itgan.pipeline import Experiment
 from itgan.pretraining import parse_diffaugment
 from itgan.recipes import (
     PRETRAININGS,
     RECIPES,
     cifar10_cpu,
+    cifar10_paper,
     cifar10_smoke,
     command,
     digits,
@@ -62,12 +66,13 @@ def test_the_first_line_of_its_docstring_is_the_overview(make):
     assert len(first) < 99
 
 
-def test_baselines_get_the_budget_and_the_augmentation_of_itgan():
+def test_baselines_get_the_augmentation_of_itgan_and_no_smaller_a_budget():
     for make in (digits, cifar10_smoke, cifar10_cpu):  # the others have published budgets
         config = make()
-        same = ("steps", "real_per_class", "augmentation", "precision")
+        same = ("real_per_class", "augmentation", "precision")
         ours, theirs = config.condensation.model_dump(), config.dm.model_dump()
         assert [ours[field] for field in same] == [theirs[field] for field in same]
+        assert theirs["steps"] >= ours["steps"]
 
 
 @runs
@@ -102,3 +107,49 @@ def test_the_command_of_a_configuration_gives_that_configuration(name, change):
     assert (itgan, run) == ("itgan", "run")
     again = run_commands.recipe(arguments, "run")
     assert again.model_copy(update={"out": None}) == config
+
+
+def test_the_settings_of_the_paper_and_of_both_released_scripts():
+    for classes, shard, low in ((10, 1250, 0.7), (100, 500, 0.4)):
+        paper, a, b = (
+            RECIPES[f"cifar{classes}-{k}"]() for k in ("paper", "released-a", "released-b")
+        )
+        assert paper.latents_per_class is None
+        assert (paper.inversion.steps, paper.inversion.learning_rate) == (5000, 0.1)
+        assert (paper.inversion.batch_size, paper.inversion.lambda_pixel) == (100, 1)
+        assert (paper.latent_seeds, paper.network_seeds) == ((0, 1, 2), (0, 1, 2))
+        assert (paper.evaluation.network, paper.evaluation.epochs) == ("resnet18", 200)
+        for config in (paper, a, b):
+            found = config.condensation
+            assert (found.shard_per_class, found.real_per_class) == (shard, 500)
+            assert (found.learning_rate, found.splitting, found.network) == (
+                0.001,
+                "fixed",
+                "convnet",
+            )
+            assert config.inversion == paper.inversion
+        settings = ("steps", "lambda_reg", "network_per")
+        found = [[getattr(c.condensation, k) for k in settings] for c in (paper, a, b)]
+        assert found == [[5000, 0, "step"], [10_000, 0.001, "class"], [5000, 0, "class"]]
+        assert (paper.condensation.pool.kind, a.condensation.pool.kind) == ("random", "random")
+        assert (b.condensation.pool.kind, b.condensation.pool.window) == ("snapshots", (low, 1.0))
+
+
+def test_documented_commands_give_the_baselines_as_published():
+    text = (Path(__file__).parents[1] / "docs" / "baselines.md").read_text()
+    lines = [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ itgan run")]
+    dm, dc, dsa = (run_commands.recipe(words[2:], "run") for words in lines)
+    found = dm.dm
+    assert (found.optimiser, found.momentum, found.learning_rate) == ("sgd", 0.5, 1)
+    assert (found.steps, found.real_per_class, found.pool.kind) == (20_000, 256, "random")
+    assert (found.matching, found.network_per, found.lambda_reg) == ("distribution", "step", 0)
+    assert cifar10_paper().dm.learning_rate == 10  # of the whole set
+    for config in (dc, dsa):
+        found = config.dc
+        assert (found.steps, found.learning_rate, found.momentum) == (1000, 0.1, 0.5)
+        assert (found.real_per_class, found.network_rate, found.batch_size) == (256, 0.01, 256)
+        assert loops(found, config.latents_per_class) == (10, 50)
+    assert [variant(dc.dc), variant(dsa.dc)] == ["", "dsa"]
+    for config, epochs in ((dm, 1000), (dc, 300), (dsa, 1000)):
+        assert (config.evaluation.network, config.evaluation.epochs) == ("convnet", epochs)
+        assert not Experiment(config).generates

@@ -52,6 +52,21 @@ def test_a_stored_set_is_scored_as_the_set_itself(stored, generator, digits):
     assert (row["images"], row["n"], row["sets"]) == (40, 2, 1)
 
 
+def test_one_call_scores_across_architectures(stored, monkeypatch):
+    synthetic = load_set(str(stored))
+    names = ("convnet", "resnet18", "mobilenetv2")
+    rows = score(synthetic, QUICK.model_copy(update={"networks": names}))
+    assert {row["network"] for row in rows} == set(names)
+    for row in rows:
+        evaluation = QUICK.evaluation.model_copy(update={"network": row["network"]})
+        assert [row] == score(synthetic, QUICK.model_copy(update={"evaluation": evaluation}))
+    monkeypatch.setattr(itgan.scoring, "evaluate", None)
+    with pytest.raises(InputError, match="network: vgg19 needs images of at least 32x32"):
+        score(synthetic, QUICK.model_copy(update={"networks": ("convnet", "vgg19")}))
+    with pytest.raises(ValueError, match="networks: give each once"):
+        ScoreConfig(networks=("convnet", "convnet"))
+
+
 def test_a_named_data_set_goes_before_the_set_s_own(generator, bank, digits):
     synthetic = SyntheticSet(generator, bank, about={"dataset": "/nowhere"})
     (row,) = score(synthetic, QUICK.model_copy(update={"dataset": "digits"}))

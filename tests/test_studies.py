@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from itgan.configs import RunConfig, StudyConfig
@@ -68,6 +70,21 @@ def test_a_split_matches_what_its_name_says():
         whole = SCALES[scale]().many.latents_per_class
         shards = [e.config.condensation.shard_per_class for e in placed("table5", scale).values()]
         assert [-(-whole // shard) for shard in shards] == [1, 2, 4 if whole > 5 else 3, 5]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_ablations_change_what_rows_and_columns_say(scale):
+    for (row, column), entry in placed("table4", scale).items():
+        found = entry.config.condensation
+        assert (found.matching, found.learning_rate) == (row.lower(), float(column))
+    for (row, column), entry in placed("table6", scale).items():
+        found = entry.config.condensation
+        assert (found.splitting, found.lambda_reg) == (row.lower(), float(column))
+    for (_, column), entry in placed("table7", scale).items():
+        pool = entry.config.condensation.pool
+        assert pool.kind == ("random" if column == "Random" else "snapshots")
+        low, high = re.fullmatch(r"(?:>=)?(\d*)-?(\d*)|Random|All", column).groups()
+        assert pool.window == (float(low or 0) / 100, float(high or 100) / 100)
 
 
 def test_ablations_leave_everything_else_alone():

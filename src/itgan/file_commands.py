@@ -49,7 +49,7 @@ def _named(evaluation: object, arguments: Sequence[str]) -> "ScoreConfig":
     network = str(evaluation.get("network", ""))
     if ":" in network:
         evaluation = {**evaluation, "network": "convnet"}
-        if not given("--evaluation.network", arguments):
+        if not any(given(flag, arguments) for flag in ("--evaluation.network", "--networks")):
             say(
                 f"{arguments[0]} names the network {network!r}, but no file may choose code to "
                 f"import: scored with convnet; to trust it, give --evaluation.network {network}"

@@ -13,6 +13,9 @@ class ScoreConfig(Config):
     dataset: str | None = Field(
         None, description="data set with the test images (default: the one that the set names)"
     )
+    networks: tuple[str, ...] = Field(
+        (), description="architectures to train, each under every seed (default: evaluation's)"
+    )
     network_seeds: Seeds = Field((0, 1, 2), description="one classifier for each")
     mean: tuple[Share, ...] = Field(
         (), description="that images of floats were normalised with, per channel, in [0, 1] units"
@@ -33,6 +36,12 @@ class ScoreConfig(Config):
     def _constants_come_together(self) -> "ScoreConfig":
         if len(self.mean) != len(self.std):
             raise ValueError("mean, std: give both, with one number for each channel")
+        return self
+
+    @model_validator(mode="after")
+    def _networks_differ(self) -> "ScoreConfig":
+        if len(set(self.networks)) < len(self.networks):
+            raise ValueError("networks: give each once")
         return self
 
 

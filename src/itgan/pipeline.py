@@ -106,12 +106,22 @@ class Experiment:
         )
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return pick_device(self.config.device)
+
+    @property
+    def generates(self) -> bool:
+        """Whether any of its sources needs the generator, which is not looked for otherwise."""
+        return not set(self.config.sources) <= set(UNGENERATED)
+
+    @cached_property
     def generator(self) -> StoredGenerator:
         """The frozen generator, checked against the data."""
         config, train = self.config, self.data.train
         generator = load_generator(
             config.generator,
-            pick_device(config.device),
+            self.device,
             config.generator_weights,
             config.recalibrate,
             num_classes=train.num_classes,
@@ -135,7 +145,7 @@ class Experiment:
     def scored_images_seen(self) -> int:
         """How many of the images that score the generator's file says it was trained on."""
         scored = self.scored_on
-        if scored is not self.data.validation:
+        if scored is not self.data.validation or not self.generates:
             return 0
         return count_seen(self.config.generator, self.data.name, scored.rows) or 0
 
@@ -190,9 +200,7 @@ class Experiment:
         config, seed = self.config.inversion.extractor, derive_seed(self.config.seed, "extractor")
 
         def compute(checkpoint: Checkpoint) -> Network:
-            return train_extractor(
-                self.data.train, config, seed, self.generator.device, checkpoint
-            )
+            return train_extractor(self.data.train, config, seed, self.device, checkpoint)
 
         determinants = {
             "config": config.identity(),
@@ -229,7 +237,7 @@ class Experiment:
             return ()
 
         def compute(checkpoint: Checkpoint) -> SnapshotPool:
-            train, device = self.data.train, self.generator.device
+            train, device = self.data.train, self.device
             return train_pool(train, config.network, config.pool, seed, device, checkpoint)
 
         determinants = {
@@ -316,8 +324,7 @@ class Experiment:
         rows, seed = self.subset(latent_seed), self._seed(latent_seed)
 
         def compute(checkpoint: Checkpoint) -> LatentBank:
-            device = pick_device(self.config.device)
-            return learn(rows, self.data.train, config, seed, device, checkpoint)
+            return learn(rows, self.data.train, config, seed, self.device, checkpoint)
 
         determinants = {
             "config": config.identity(),
@@ -356,7 +363,7 @@ class Experiment:
             return FreshSamples(self.generator, rows.labels, latent_seed)
         if name == "herding":
             counts = rows.labels.bincount(minlength=train.num_classes).tolist()
-            return herding(train, counts, made[0].to(self.generator.device), latent_seed)
+            return herding(train, counts, made[0].to(self.device), latent_seed)
         if name == "dm":
             return pixel_set(made[0], train, latent_seed)
         if name == "dc":

@@ -11,7 +11,7 @@ from itgan.charts import Curve
 from itgan.errors import InputError
 from itgan.evaluation import Trial, paired_difference, summarize
 from itgan.latents import LatentBank
-from itgan.pipeline import UNGENERATED, Experiment
+from itgan.pipeline import Experiment
 from itgan.recipes import command
 from itgan.report import Gallery, write_report
 from itgan.runs import Run, environment
@@ -23,8 +23,9 @@ COMPARISONS = (
     ("itgan", "gan"),
     ("inversion", "gan"),
     ("itgan", "random"),
+    ("itgan", "dm"),
+    ("itgan", "dc"),
 )
-
 
 NARROW = ("fp16", "int8")  # variants whose difference is what storage in that type costs
 
@@ -76,7 +77,7 @@ def publish(
     scores = score_trials(trials)
     if scores:
         artefacts.write_json(run.path / "scores.json", scores)
-    for latent_seed in config.latent_seeds:
+    for latent_seed in config.latent_seeds if experiment.generates else ():
         if run.done(cell := experiment.condensed(latent_seed)):
             synthetic = experiment.synthetic(run.value(cell), latent_seed)
             synthetic.save(run.path / "sets" / f"itgan-{latent_seed}.itgan.safetensors")
@@ -143,7 +144,7 @@ def _provenance(experiment: Experiment) -> dict[str, str]:
         f"{_times(data.image_shape)} in {data.num_classes} classes; "
         f"sha256 {data.train.fingerprint[:16]}"
     }
-    if set(config.sources) - set(UNGENERATED):
+    if experiment.generates:
         generator = experiment.generator
         count = sum(tensor.numel() for tensor in generator.tensors().values())
         told["generator"] = (
@@ -162,7 +163,8 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _banks(experiment: Experiment, run: Run, stage: str) -> list[LatentBank]:
-    return [run.value(cell) for cell in experiment.stage(stage) if run.done(cell)]
+    cells = experiment.stage(stage) if experiment.generates else []
+    return [run.value(cell) for cell in cells if run.done(cell)]
 
 
 def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
@@ -222,11 +224,9 @@ def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gall
         return None
     picks = torch.stack([m[:k] for m in members])  # classes k
     stages = {"real": rows.images[picks]}
-    for name, cell in (
-        ("inverted", experiment.inverted(seed)),
-        ("condensed", experiment.condensed(seed)),
-    ):
-        if run.done(cell):
+    makers = {"inverted": experiment.inverted, "condensed": experiment.condensed}
+    for name, make in makers.items() if experiment.generates else ():
+        if run.done(cell := make(seed)):
             bank = run.value(cell).select(picks.flatten())
             images = experiment.synthetic(bank, seed).materialise().images
             stages[name] = images.unflatten(0, picks.shape)

@@ -33,16 +33,16 @@ def digits() -> RunConfig:
         condensation=CondensationConfig(
             steps=200, real_per_class=64, augmentation=DIGITS_AUGMENTATION
         ),
-        # The same budget as for itgan; learning rate as published.
+        # Budgets of the baselines: docs/choices.md.
         dm=CondensationConfig(
             optimiser="sgd",
             learning_rate=1.0,
-            steps=200,
+            steps=400,
             real_per_class=64,
             augmentation=DIGITS_AUGMENTATION,
         ),
-        # As many steps of the images; the rest as published, by images per class.
-        dc=DCConfig(steps=20, real_per_class=64),
+        # Rate and loops as published, by images per class.
+        dc=DCConfig(steps=10, real_per_class=64),
         evaluation=EvaluationConfig(updates=200, augmentation=DIGITS_AUGMENTATION, curve_points=5),
     )
 

@@ -55,8 +55,8 @@ def plan(arguments: Sequence[str]) -> None:
     stages = plan(experiment, run)
     show(config.model_dump_json(indent=1))
     _stages(stages)
-    size = experiment.synthetic_bytes()
-    show(f"a synthetic set takes {size:,} bytes in fp32")
+    if experiment.generates:
+        show(f"a synthetic set takes {experiment.synthetic_bytes():,} bytes in fp32")
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from itgan.file_configs import ScoreConfig
 from itgan.foreign import read_set
 from itgan.generators import shipped
 from itgan.latents import check_images
+from itgan.networks import build_network
 from itgan.sources import PixelSet, SyntheticSet
 
 
@@ -37,10 +38,11 @@ def load_set(path: str, device: torch.device | str = "cpu") -> SyntheticSet:
 
 
 def score(synthetic: SyntheticSet, config: ScoreConfig) -> list[dict[str, Any]]:
-    """Train classifiers on a set; returns rows as in ``results.json``.
+    """Train classifiers on a set; returns rows as in ``results.json``, one for each network.
 
     Raises:
-        InputError: the set names no data set, or does not fit the test images.
+        InputError: the set names no data set, or does not fit the test images; a network is
+            unknown, or does not fit them either.
     """
     for name in ("mean", "entry", "logits"):
         if getattr(config, name) != ScoreConfig.model_fields[name].default:
@@ -68,13 +70,18 @@ def score_foreign(path: Path, config: ScoreConfig) -> list[dict[str, Any]]:
 def _score(
     source: SyntheticSet | PixelSet, data: Dataset, config: ScoreConfig
 ) -> list[dict[str, Any]]:
-    trials = evaluate(
-        source,
-        data.test,
-        config.evaluation,
-        config.network_seeds,
-        config.device,
-        dataset=data.name,
-        latents_per_class=len(source) // data.num_classes,
-    )
+    trials = []
+    networks = config.networks or (config.evaluation.network,)
+    for network in networks:  # refused before the first of them is trained
+        build_network(network, data.test.image_shape, data.num_classes)
+    for network in networks:
+        trials += evaluate(
+            source,
+            data.test,
+            config.evaluation.model_copy(update={"network": network}),
+            config.network_seeds,
+            config.device,
+            dataset=data.name,
+            latents_per_class=len(source) // data.num_classes,
+        )
     return summarize(trials)
