@@ -74,7 +74,14 @@ def cifar10_smoke() -> RunConfig:
 def cifar10_cpu() -> RunConfig:
     """Ten classes of real colour images at 50 latents per class, for two CPU cores."""
     training = EvaluationConfig(updates=200, precision="bf16", compile=True)
-    condensation = CondensationConfig(steps=300, real_per_class=128, precision="bf16")
+    condensation = CondensationConfig(
+        steps=300,
+        real_per_class=128,
+        precision="bf16",
+        compile=True,
+        micro_batch=40,
+        kept_graphs=16,
+    )
     return RunConfig(
         recipe="cifar10-cpu",
         dataset="cifar10-jpeg",
@@ -88,6 +95,7 @@ def cifar10_cpu() -> RunConfig:
         inversion=InversionConfig(
             steps=250,
             precision="bf16",
+            compile=True,
             extractor=training.model_copy(update={"updates": 3000}),
         ),
         condensation=condensation,
