@@ -263,7 +263,7 @@ def starts(
     """Where the latents of these images begin; each follows from the seed and its image alone.
 
     ``random`` is N(0, I) by row number. ``best-of`` takes, of ``candidates`` such draws (the first
-    is that of ``random``), the one with the least loss. ``encoder`` asks it.
+    is that of ``random``), the one nearest in features. ``encoder`` asks it.
 
     Raises:
         InputError: the encoder is missing, or gives other shapes.
@@ -284,10 +284,10 @@ def starts(
         return torch.cat(found)
     best = initial_latents(shape, rows, seed).to(device)
     if start == "best-of":
-        least, _ = objective.losses(best, positions)
+        _, least = objective.losses(best, positions)
         for k in range(1, objective.config.candidates):
             other = initial_latents(shape, rows, derive_seed(seed, "candidate", k)).to(device)
-            loss, _ = objective.losses(other, positions)
-            nearer = loss < least
-            best[nearer], least[nearer] = other[nearer], loss[nearer]
+            _, feature = objective.losses(other, positions)
+            nearer = feature < least
+            best[nearer], least[nearer] = other[nearer], feature[nearer]
     return best
