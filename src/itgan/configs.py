@@ -143,7 +143,7 @@ class InversionConfig(Config):
     lambda_prior: Weight = Field(0.0, description="weight of the latent's mean square")
     start: Literal["random", "best-of", "encoder"] = Field(
         "random",
-        description="N(0, I), the nearest in features of several such draws, or an encoder's guess",
+        description="N(0, I), the nearest in features of several draws, or an encoder's guess",
     )
     candidates: Annotated[int, Field(ge=1, le=10_000)] = Field(
         16, description="draws for each image that best-of chooses from"
