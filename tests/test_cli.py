@@ -212,6 +212,8 @@ def test_the_walk_finds_the_numbers_and_their_bounds():
         ("run digits --seed=-4", "seed: input should be greater than or equal to 0, not -4"),
         ("run digits --evaluation.learning-rate=1e400", "evaluation.learning_rate"),
         ("run digits --evaluation.compile maybe", "maybe"),
+        ("run digits --condensation.micro-batch hope", "give a whole number or auto, not hope"),
+        ("run digits --condensation.micro-batch 0", "condensation.micro_batch: input should be"),
         ("run digits --evaluation.precision fp8", "'--evaluation.precision'. Expected one of"),
         ("run digits --condensation.matching hope", "'--condensation.matching'. Expected one of"),
         ("run digits --sources elsewhere", "'--sources'. Expected one of ('real', "),

@@ -113,10 +113,15 @@ def _one_line(box: str) -> str:
             r"\1: give a number, not \2",
             text,
         )
+        text = re.sub(
+            r"^Error parsing (\S+): no type matching INT\|\{(\w+)\} .*? from \['(.*?)'\].*$",
+            r"\1: give a whole number or \2, not \3",
+            text,
+        )
         text = text.split(" Argument helptext:")[0].split(" Got errors:")[0]
         flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]+", similar)))[:3]
         return f"{text}; perhaps {' or '.join(flags)}" if flags else text
-    what, where = found["what"], found["where"]
+    what, where = re.sub(r"\.constrained-int\b", "", found["what"], count=1), found["where"]
     prefix = "" if where[0].isupper() else f"{where}."
     if found["type"] == "value_error":
         field, _, message = what.rpartition("Value error, ")

@@ -11,6 +11,7 @@ from itgan import artefacts, generators
 from itgan.cli import main
 from itgan.errors import InputError
 from itgan.generators import FrozenGenerator, load_generator
+from itgan.splits import unpack_rows
 
 
 def official_state(ch: int, classes: int = 10, latent: int = 128, blocks: int = 3, seed: int = 0):
@@ -256,6 +257,19 @@ def test_shipped_names(own, generator, monkeypatch):
 def test_what_is_shipped_can_be_loaded():
     for name, path in generators.shipped("generator").items():
         assert load_generator(name).fingerprint == load_generator(path).fingerprint
+        assert path.stat().st_size < 2_000_000
+        card = path.with_suffix(".md").read_text()
+        assert artefacts.read_metadata(path)["sha256"] in card
+        assert f"{path.stat().st_size:,} bytes" in card
+
+
+def test_the_generator_of_cifar10_has_seen_what_its_card_says():
+    path = generators.shipped("generator")["biggan-cifar10-cpu"]
+    generator, metadata = load_generator(path), artefacts.read_metadata(path)
+    assert (generator.latent_shape, generator.num_classes) == ((128,), 10)
+    assert generator.image_shape == (3, 32, 32)
+    assert metadata["config"]["validation"] == 5000
+    assert len(unpack_rows(metadata["trained_on"]["rows"])) == 45_000
 
 
 # --- refusals -----------------------------------------------------------------------------------
