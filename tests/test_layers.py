@@ -24,7 +24,8 @@ training
 embedding latents
 reconstruction matching distances
 encoder
-inversion two_pass
+inversion two_pass gains
+drawing
 condensation
 sources
 baselines export foreign ledger

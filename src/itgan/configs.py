@@ -245,6 +245,16 @@ class CondensationConfig(Config):
     embeddings_per_step: Count = Field(
         1, description="networks and augmentations drawn per generator pass"
     )
+    average: Share = Field(
+        0.0,
+        description="share of the steps, the last ones, that the latents (and gains) which come "
+        "out are the means of (0: those of the last step)",
+    )
+    gains_rate: Weight = Field(
+        0.0,
+        description="Adam's learning rate on a BigGAN's class gains and biases, which are then "
+        "condensed along (0: the generator stays frozen)",
+    )
     network: str = Field(
         "convnet", description="embedding network: a built-in name or module:callable"
     )
@@ -274,6 +284,9 @@ class CondensationConfig(Config):
         values = super().identity()
         if self.optimiser == "adam":
             del values["momentum"]
+        for name in ("average", "gains_rate"):
+            if values[name] == CondensationConfig.model_fields[name].default:
+                del values[name]
         random = self.pool.kind == "random"
         values["pool"] = "random" if random else {"window": list(self.pool.window)}
         return values
