@@ -28,7 +28,7 @@ inversion two_pass gains
 drawing
 condensation
 sources
-baselines export foreign ledger
+baselines export foreign ledger soft_labels
 official dc
 evaluation
 metrics scores

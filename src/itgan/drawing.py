@@ -73,7 +73,7 @@ def draw_embeddings(
             )
             for c in labels.unique().tolist()
         }
-        yield Draw(network, augmentations)
+        yield Draw(network, augmentations, config.layers)
 
 
 def draw_real(

@@ -127,7 +127,8 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
             bank: latents that fit it; class tables that it brings become the generator's.
             dtype: in which ``nbytes`` counts.
             about: the data set: ``dataset`` (name), ``class_names``, ``mean``, ``std``; by default
-                what the bank knows of it.
+                what the bank knows of it. ``source`` is the name in tables, where it is not that
+                of the bank's stage.
         """
         check_bank(generator, bank)
         if bank.tables:
@@ -136,7 +137,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         known = {k: bank.provenance[k] for k in ABOUT if bank.provenance.get(k)}
         self.generator, self.bank, self.dtype = generator, bank, dtype
         self.about: Mapping[str, Any] = {**known, **(about or {})}
-        self.name = NAMES[bank.stage]
+        self.name = str(self.about.get("source") or NAMES[bank.stage])
         self.variant = ""
         self.latent_seed = 0
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from itgan import matching
 from itgan.augment import Augmentation, Blocks
 from itgan.compilation import embed, generate
+from itgan.configs import Layers
 from itgan.devices import autocast
 from itgan.generators import ConditionalGenerator
 from itgan.matching import Discrepancy
@@ -31,6 +32,7 @@ class Draw:
 
     network: Network
     augmentations: dict[int, Augmentation | None]
+    layers: Layers = "last"
 
     def blocks(self, labels: Int[Tensor, " n"]) -> Blocks:
         """The augmentation of a batch that is ordered by class."""
@@ -41,8 +43,9 @@ class Draw:
     def embed(
         self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"], *, compiled: bool
     ) -> Float[Tensor, "n d"]:
-        """psi(A(x)) of a batch that is ordered by class."""
-        return embed(self.network, images, self.blocks(labels), compiled=compiled)
+        """psi(A(x)) of a batch that is ordered by class; of all layers see ``embed_blocks``."""
+        blocks = self.blocks(labels)
+        return embed(self.network, images, blocks, self.layers, compiled=compiled)
 
 
 @runtime_checkable
