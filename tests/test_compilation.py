@@ -21,18 +21,21 @@ from itgan.networks import build_network
 from itgan.randomness import derive
 
 counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
-compiled = torch.compile(compilation._embed, backend=counter)
-compilation._compile = lambda function: compiled
+forms = (compilation._embed, compilation._embed_blocks)
+compilation._compile = {form: torch.compile(form, backend=counter) for form in forms}.__getitem__
 draw = draw_augmentation(derive(1), "crop")
-for seed, n in ((0, 6), (1, 6), (2, 9), (3, 2)):
-    network = build_network("convnet", (3, 8, 8), 4, seed=seed).requires_grad_(False)
+for seed, n, layers in (
+    *((0, 6, "last"), (1, 6, "last"), (2, 9, "last"), (3, 2, "last")),
+    *((0, 6, "all"), (1, 9, "all")),
+):
+    network = build_network("convnet", (3, 8, 8), 4, seed=seed, depth=2).requires_grad_(False)
     x = (torch.rand(n, 3, 8, 8, generator=derive(0, "x", n)) * 2 - 1).requires_grad_(True)
-    fast, plain = (compilation.embed(network, x, draw, compiled=c) for c in (True, False))
+    fast, plain = (compilation.embed(network, x, draw, layers, compiled=c) for c in (True, False))
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
     gradients = [torch.autograd.grad(f.square().sum(), x)[0] for f in (fast, plain)]
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
     with torch.no_grad():
-        assert torch.equal(compilation.embed(network, x, draw, compiled=True), fast)
+        assert torch.equal(compilation.embed(network, x, draw, layers, compiled=True), fast)
 print(counter.frame_count)
 """
 
@@ -43,7 +46,7 @@ def test_one_form_serves_fresh_weights_and_every_batch():
         [sys.executable, "-c", PARITY], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "2"  # with a graph and without
+    assert result.stdout.strip() == "4"  # of last and of all layers, with a graph and without
 
 
 def test_without_a_compiler_networks_run_as_written(monkeypatch):

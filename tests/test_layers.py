@@ -24,10 +24,11 @@ training
 embedding latents
 reconstruction matching distances
 encoder
-inversion two_pass
+inversion two_pass gains
+drawing
 condensation
 sources
-baselines export foreign ledger
+baselines export foreign ledger soft_labels
 official dc
 evaluation
 metrics scores

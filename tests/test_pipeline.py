@@ -8,7 +8,7 @@ import torch
 import itgan.pipeline
 import itgan.runs
 from itgan import artefacts
-from itgan.configs import RunConfig
+from itgan.configs import PLUS, RunConfig
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
@@ -21,6 +21,7 @@ from itgan.pretraining import pretrain
 from itgan.publishing import publish, tabulate
 from itgan.recipes import command
 from itgan.runs import Run, with_inputs
+from itgan.soft_labels import soften
 from itgan.sources import SyntheticSet
 from itgan.splits import unpack_rows
 
@@ -764,6 +765,115 @@ def test_published_constants_name_other_cells(experiment):
         made.data = data.normalised_by((0.4,), (0.3,)) if choice == "published" else data
         names.append({cell.name for cell in with_inputs(made.trials())})
     assert not names[0] & names[1]
+
+
+# itgan-plus, soft labels
+
+
+@pytest.fixture(scope="module")
+def improved(file, digits, tmp_path_factory):
+    """A run of itgan beside itgan-plus with soft labels; not to be changed."""
+    plus = {"steps": 2, "real_per_class": 4, "gains_rate": 0.05}
+    changes = {
+        "sources": ("real", "random", "itgan", "itgan-plus"),
+        "plus": {**PLUS, **plus},
+        "soft_labels": True,
+        "dtypes": ("fp32", "int8"),
+    }
+    config = RunConfig.model_validate({**TINY, "generator": str(file), **changes})
+    made = Experiment(config)
+    made.data = digits
+    run = Run(tmp_path_factory.mktemp("runs") / "improved")
+    compute(made, run)
+    rows, differences, _ = publish(made, run)
+    return made, run, rows, differences
+
+
+def test_itgan_plus_is_a_row_of_the_same_bytes(improved):
+    _, run, rows, differences = improved
+    table = {(row["source"], row["variant"], row["labels"]): row for row in rows}
+    assert set(table) == {
+        ("real", "", "hard"),
+        *(("random", "same-rows", labels) for labels in ("hard", "soft")),
+        *((s, "", labels) for s in ("itgan", "itgan-plus") for labels in ("hard", "soft")),
+        *((s, "int8", "hard") for s in ("itgan", "itgan-plus")),
+    }
+    for variant in ("", "int8"):
+        ours, plain = (table[s, variant, "hard"]["bytes"] for s in ("itgan-plus", "itgan"))
+        assert ours == plain
+    for source, variant in (("random", "same-rows"), ("itgan", ""), ("itgan-plus", "")):
+        soft, hard = (table[source, variant, labels]["bytes"] for labels in ("soft", "hard"))
+        assert soft == hard + 20 * (10 * 2 - 1)  # 20 images, ten classes in fp16 for one byte
+    assert {(row["a"], row["b"]) for row in differences} == {
+        ("itgan-plus", "itgan"),
+        ("itgan-plus", "random"),
+        ("itgan", "random"),
+        ("itgan-plus soft", "itgan soft"),
+        ("itgan-plus soft", "random soft"),
+        ("itgan soft", "random soft"),
+        *((f"{source} soft", source) for source in ("random", "itgan", "itgan-plus")),
+        *((f"{source} int8", source) for source in ("itgan", "itgan-plus")),
+    }
+    page = (run.path / "report.html").read_text()
+    assert "Condensation with additions" in page
+    assert "itgan with this project&#39;s additions" in page
+
+
+def test_the_set_of_itgan_plus_is_stored_with_its_gains(improved):
+    made, run, _, _ = improved
+    names = {path.name for path in (run.path / "sets").iterdir()}
+    assert names == {f"{s}-0.itgan.safetensors" for s in ("itgan", "itgan-plus")}
+    stored = SyntheticSet.load(run.path / "sets" / "itgan-plus-0.itgan.safetensors")
+    bank = run.value(made.plus(0))
+    assert stored.name == "itgan-plus"
+    assert bank.tables.keys() == made.generator.tables().keys()
+    tuned = made.generator.with_tables(bank.tables)
+    assert torch.equal(stored.images(), tuned(bank.latents, bank.labels))
+    assert stored.generator.fingerprint == tuned.fingerprint != made.generator.fingerprint
+    assert bank.provenance["config"]["layers"] == "all"
+
+
+def test_soft_labels_are_the_extractor_s(improved):
+    made, run, _, _ = improved
+    extractor = run.value(made.extractor())
+    for source in ("random", "itgan-plus"):
+        inputs = [run.value(cell) for cell in made.needs(source, 0)]
+        hard = made.source(source, 0, *inputs)
+        soft = soften(hard, extractor)
+        images = hard.pixels() if source == "itgan-plus" else hard.images
+        assert torch.equal(soft.images, images)
+        expected = extractor(images.float() / 127.5 - 1).softmax(1)
+        torch.testing.assert_close(soft.labels, expected, rtol=1e-3, atol=1e-6)
+        assert torch.equal(soft.labels.half().float(), soft.labels)
+        assert (soft.name, soft.variant) == (hard.name, hard.variant)
+    with pytest.raises(InputError, match="soft labels: are given to stored images with hard"):
+        soften(soft, extractor)
+    trials = [cell for cell in made.trials() if "soft" in cell.label]
+    assert len(trials) == 3
+    assert all(made.extractor().name in {c.name for c in cell.inputs} for cell in trials)
+
+
+def test_additions_and_soft_labels_leave_other_cells_as_they_were(experiment):
+    before = names(experiment().trials())
+    more = (*SOURCES, "itgan-plus")
+    after = names(experiment(sources=more, soft_labels=True, plus={"steps": 9}).trials())
+    assert before.items() <= after.items()
+    for field, value in (("layers", "last"), ("average", 0.0), ("gains_rate", 0.0)):
+        assert names(experiment(condensation={field: value}).trials()) == before
+    for field, value in (("layers", "all"), ("average", 0.5), ("gains_rate", 0.1)):
+        changed = names(experiment(condensation={field: value}).trials())
+        label = "condensed bank, latent seed 0"
+        assert changed[label] != before[label]
+
+
+def test_what_the_additions_cannot_do_is_refused_before_anything_is_computed(experiment, tmp_path):
+    wrong = {"gains_rate": 0.1, "shard_per_class": 1}
+    made = experiment(sources=("itgan-plus",), plus=wrong)
+    with pytest.raises(InputError, match=r"^plus\.gains_rate=0\.1: with shard_per_class=1 each"):
+        compute(made, Run(tmp_path))
+    experiment(sources=("itgan",), plus=wrong).check()  # is not computed
+    with pytest.raises(InputError, match=r"^condensation\.gains_rate=0\.1: with shard_per"):
+        experiment(condensation=wrong).check()
 
 
 # Who has seen what

@@ -99,6 +99,23 @@ def test_encoders_and_dc_are_planned(experiment, tmp_path):
     assert all(row["seconds"] == 0 for row in plan(made, Run(tmp_path / "run")))
 
 
+def test_itgan_plus_and_soft_labels_are_planned(experiment, tmp_path):
+    pool = {"kind": "snapshots", "networks": 2, "training": {"updates": 2, "batch_size": 8}}
+    base = experiment.config
+    plus = base.plus.model_dump() | {"steps": 3, "real_per_class": 4, "pool": pool}
+    changes = {"sources": ("itgan-plus", "random"), "plus": plus, "soft_labels": True}
+    made = Experiment(RunConfig.model_validate({**base.model_dump(), **changes}))
+    made.data = experiment.data
+    rows = {row["stage"]: row for row in plan(made, Run(tmp_path / "run"))}
+    assert list(rows) == ["extractor", "inverted", "pool", "plus", "trial"]
+    assert rows["pool"]["cells"] == 1
+    assert rows["pool"]["seconds"] > 0
+    assert (rows["plus"]["cells"], rows["plus"]["generated"]) == (2, 2 * 20 * 3)
+    assert rows["plus"]["seconds"] > 0
+    assert rows["trial"]["cells"] == 2 * (2 * 2) * 2  # sources, seeds, hard and soft
+    assert rows["trial"]["generated"] == 20 * 2 * 2 * 2
+
+
 def test_a_missing_cell_costs_its_share(experiment, tmp_path):
     run = Run(tmp_path / "run")
     cells = with_inputs(experiment.trials())

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from itgan.augment import Augmentation, Blocks, siamese
+from itgan.configs import Layers
 from itgan.generators import ConditionalGenerator
 from itgan.networks import Network
 
@@ -39,13 +40,17 @@ def embed(
     network: Network,
     images: Float[Tensor, "n c h w"],
     augmentation: Augmentation | Blocks | None = None,
+    layers: Layers = "last",
     *,
     compiled: bool,
 ) -> Float[Tensor, "n d"]:
-    """As ``network.embed``."""
-    if not (compiled and _follows(network, images)):
+    """As ``network.embed``; of all layers as ``network.embed_blocks``."""
+    if compiled and _follows(network, images):
+        form = _embed if layers == "last" else _embed_blocks
+        return _run(form, network, siamese(network.normalise(images), augmentation))
+    if layers == "last":
         return network.embed(images, augmentation)
-    return _run(_embed, network, siamese(network.normalise(images), augmentation))
+    return network.embed_blocks(siamese(network.normalise(images), augmentation))
 
 
 def logits(
@@ -63,6 +68,10 @@ def _generate(generator: ConditionalGenerator, latents: Tensor, labels: Tensor) 
 
 def _embed(network: Network, prepared: Tensor) -> Tensor:
     return network.embed_prepared(prepared)
+
+
+def _embed_blocks(network: Network, prepared: Tensor) -> Tensor:
+    return network.embed_blocks(prepared)
 
 
 def _logits(network: Network, prepared: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ How its gradient fits into the memory of one micro-batch is in ``two_pass``.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Int
@@ -20,15 +19,22 @@ from torch import Tensor
 
 from itgan import matching
 from itgan.artefacts import Checkpoint
-from itgan.augment import draw_augmentation
-from itgan.compilation import embed
 from itgan.configs import CondensationConfig, PoolConfig
 from itgan.data import ImageSet
-from itgan.devices import autocast
+from itgan.drawing import (
+    Partners,
+    draw_embeddings,
+    draw_real,
+    draw_shards,
+    positions_of,
+    real_statistics,
+)
 from itgan.embedding import Pool, make_pool
 from itgan.errors import InputError
+from itgan.gains import Gains, check_gains
 from itgan.generators import ConditionalGenerator
 from itgan.latents import (
+    TABLES,
     LatentAdam,
     LatentBank,
     LatentSGD,
@@ -36,27 +42,15 @@ from itgan.latents import (
     deal,
     origin,
     sample_latents,
+    tuned,
 )
-from itgan.matching import Discrepancy
 from itgan.networks import couples_images
 from itgan.progress import say, track
-from itgan.randomness import ambient, derive, derive_seed
-from itgan.two_pass import Draw, Problem, descend, mean_weights
+from itgan.randomness import ambient, derive_seed
+from itgan.two_pass import Problem, descend
 
+AVERAGE = "average."  # before the names of means in a snapshot
 MICRO_BATCHES = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)  # that are tried
-
-
-@dataclass(frozen=True)
-class Partners:
-    """The x_i of Eq. 10 for a shard, brought to the device in parts."""
-
-    real: ImageSet
-    positions: Int[Tensor, " n"]
-    device: torch.device
-
-    def __getitem__(self, positions: Tensor) -> Tensor:
-        """Those of some of the shard's latents."""
-        return self.real.floats(self.positions[positions.cpu()]).to(self.device)
 
 
 def condense(
@@ -72,7 +66,8 @@ def condense(
     """Make latents informative.
 
     Args:
-        generator: frozen.
+        generator: frozen; where ``gains_rate`` is given, a copy's class gains and biases are
+            learned too, by one step of Adam at the end of each step.
         bank: where to start, usually an inverted bank.
         real: the training set that is matched; the bank's rows are found in it by number.
         config: steps, learning rate and so on.
@@ -83,19 +78,22 @@ def condense(
             holds these alone, with the very latents that they get among all shards.
 
     Returns:
-        A bank with stage ``condensed``. Its history has ``loss`` (Eq. 11), ``matching`` (Eq. 9)
-        and, where lambda is not zero, ``regulariser`` (Eq. 10), as means over shards, and
-        ``norm``, the mean norm of the latents, for each step.
+        A bank with stage ``condensed``; with ``average`` its latents (and tables) are means over
+        the last steps, with ``gains_rate`` it brings class tables. Its history has ``loss``
+        (Eq. 11), ``matching`` (Eq. 9) and, where lambda is not zero, ``regulariser`` (Eq. 10), as
+        means over shards, and ``norm``, the mean norm of the latents, for each step.
 
     Raises:
         InputError: bank, generator and images do not belong together; a class has no real
             images; a row of the bank is not in ``real`` though lambda needs it; a pool with batch
-            norm gets batches that do not fit one micro-batch; shards that are not there.
+            norm gets batches that do not fit one micro-batch; shards that are not there; gains
+            that the generator lacks, or in several shards.
     """
     config = config or CondensationConfig()
+    check_fits(generator, bank, real)
+    check_gains(generator, config, int(bank.labels.bincount().max()))
     if shards is not None:
         bank, shards = _only(bank, config, shards)
-    check_fits(generator, bank, real)
     device = generator.device
     if pool is None:
         part = checkpoint.part("pool") if checkpoint is not None else None
@@ -107,13 +105,20 @@ def condense(
                 f"class {label} ({real.class_names[label]}): the bank has latents of it, but the "
                 "data set has no images of it"
             )
-    partners = _partners(bank, real) if config.lambda_reg > 0 else None
+    partners = positions_of(bank, real) if config.lambda_reg > 0 else None
     optimiser = _optimiser(bank.latents.clone().to(device), config)
+    used = tuned(generator, bank)
+    gains = Gains(used, config.gains_rate) if config.gains_rate else None
+    tables = bank.tables if gains is None else gains.tables
+    mean = _Mean(config.steps - round(config.average * config.steps))
     names = ("loss", "matching", "regulariser", "norm")
     curves = torch.zeros(len(names), config.steps, dtype=torch.float64)
     begun, micro_batch = 0, config.micro_batch
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         optimiser.restore(found[0])
+        if gains is not None:
+            gains.restore(found[0])
+        mean.restore(found[0], device)
         curves, begun = found[0]["curves"], found[1]["step"]
         micro_batch = int(found[0]["micro_batch"])
     if micro_batch == "auto":
@@ -124,23 +129,24 @@ def condense(
     for step in track(range(begun, config.steps), "condensation"):
         late = step >= config.steps - round(config.fp32_share * config.steps)
         precision = "fp32" if late else config.precision
-        dealt = list(_shards(bank.labels, config, seed, step, shards))
+        dealt = list(draw_shards(bank.labels, config, seed, step, shards))
         for where, rows in dealt:
             labels = bank.labels[rows]
-            draws = list(_draws(pool, labels, config, seed, (*where, step), discrepancy, device))
+            at = (*where, step)
+            draws = list(draw_embeddings(pool, labels, config, seed, at, discrepancy, device))
             if any(couples_images(d.network) for d in draws) and len(rows) > micro_batch:
                 raise InputError(
                     f"condensation.micro_batch={micro_batch}: the pool's batch norm "
                     f"couples the images of a batch, so all {len(rows)} must go through at once; "
                     f"give --condensation.micro-batch {len(rows)} or a network with instance norm"
                 )
-            batch = _real_batch(real, members, labels, config, seed, where[0], step)
-            with ambient(device, seed, "ambient", *where, step):
+            batch = draw_real(real, members, labels, config, seed, where[0], step)
+            with ambient(device, seed, "ambient", *at):
                 problem = Problem(
-                    generator,
+                    used if gains is None else gains.generator,
                     labels.to(device),
                     draws,
-                    _real_statistics(batch, draws, micro_batch, precision, discrepancy, compiled),
+                    real_statistics(batch, draws, micro_batch, precision, discrepancy, compiled),
                     None if partners is None else Partners(real, partners[rows], device),
                     config.lambda_reg,
                     micro_batch,
@@ -148,20 +154,27 @@ def condense(
                     discrepancy,
                     config.kept_graphs,
                     compiled,
+                    [] if gains is None else list(gains.tables.values()),
                 )
                 l_con, r = _descend(problem, optimiser, rows.to(device))
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
             curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)
+        if gains is not None:
+            gains.step(torch.tensor(list(members), device=device))
+        mean.take(step, {"latents": optimiser.latents, **_prefixed(TABLES, tables)})
         curves[:3, step] /= len({where[0] for where, _ in dealt})
         curves[3, step] = optimiser.latents.flatten(1).norm(dim=1).mean()
         if checkpoint is not None:
-            extra = {"curves": curves, "micro_batch": torch.tensor(micro_batch)}
+            extra = {"curves": curves, "micro_batch": torch.tensor(micro_batch), **mean.state()}
+            extra |= {} if gains is None else gains.state()
             checkpoint.offer(step + 1, lambda extra=extra: {**optimiser.state(), **extra})
     history = dict(zip(names, curves.tolist(), strict=True))
     if partners is None:
         del history["regulariser"]
+    latents = mean.values.get("latents", optimiser.latents)
+    tables = {name: mean.values.get(f"{TABLES}{name}", t) for name, t in tables.items()}
     return LatentBank(
-        optimiser.latents.cpu(),
+        latents.cpu(),
         bank.labels.clone(),
         bank.rows.clone(),
         "condensed",
@@ -171,6 +184,7 @@ def condense(
             "config": {**config.model_dump(), "micro_batch": micro_batch},
             "start": bank.stage,
         },
+        {name: table.detach().cpu() for name, table in tables.items()},
     )
 
 
@@ -215,6 +229,35 @@ def fastest_micro_batch(
     return chosen
 
 
+class _Mean:
+    """The mean of tensors over the steps from ``first`` on, one after another."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.values: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def take(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Count what a step gave."""
+        if step == self.first:
+            self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        for name, mean in self.values.items():
+            mean.lerp_(tensors[name], 1 / (step - self.first + 1))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a later step depends on."""
+        return _prefixed(AVERAGE, self.values)
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take a ``state`` up."""
+        own = (name for name in state if name.startswith(AVERAGE))
+        self.values = {name.removeprefix(AVERAGE): state[name].to(device) for name in own}
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
 def _descend(
     problem: Problem, optimiser: LatentAdam | LatentSGD, rows: Int[Tensor, " n"]
 ) -> tuple[float, float]:
@@ -243,111 +286,3 @@ def _only(
         raise InputError(f"shards: {list(shards)}, but the bank has 0...{len(every) - 1}")
     numbers = sorted(set(shards))
     return bank.select(torch.cat([every[k] for k in numbers]).sort().values), numbers
-
-
-def _shards(
-    labels: Tensor,
-    config: CondensationConfig,
-    seed: int,
-    step: int,
-    numbers: Sequence[int] | None,
-) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """What is optimised together: shard number (and class, where each draws a network), rows."""
-    dealt = deal(labels, config.shard_per_class, config.splitting, seed, step)
-    for k, rows in enumerate(dealt) if numbers is None else zip(numbers, dealt, strict=True):
-        if config.network_per == "step":
-            yield (k,), rows
-        else:
-            for label in labels[rows].unique().tolist():
-                yield (k, label), rows[labels[rows] == label]
-
-
-def _draws(
-    pool: Pool,
-    labels: Tensor,
-    config: CondensationConfig,
-    seed: int,
-    where: tuple[int, ...],
-    discrepancy: Discrepancy,
-    device: torch.device,
-) -> Iterator[Draw]:
-    shard, step = where[0], where[-1]
-    for e in range(config.embeddings_per_step):
-        network = pool.draw(derive(seed, "network", *where, e)).to(device)
-        discrepancy.prepare(network)
-        augmentations = {
-            c: draw_augmentation(
-                derive(seed, "augmentation", c, shard, step, e), config.augmentation
-            )
-            for c in labels.unique().tolist()
-        }
-        yield Draw(network, augmentations)
-
-
-def _real_batch(
-    real: ImageSet,
-    members: dict[int, Tensor],
-    labels: Tensor,
-    config: CondensationConfig,
-    seed: int,
-    shard: int,
-    step: int,
-) -> ImageSet:
-    """The large independent batch of every class, ordered by class."""
-    batches = []
-    for label in labels.unique().tolist():
-        rng = derive(seed, "real", label, shard, step)
-        order = torch.randperm(len(members[label]), generator=rng)
-        batches.append(members[label][order[: config.real_per_class]])
-    return real.select(torch.cat(batches))
-
-
-def _real_statistics(
-    batch: ImageSet,
-    draws: Sequence[Draw],
-    micro_batch: int,
-    precision: str,
-    discrepancy: Discrepancy,
-    compiled: bool,
-) -> list[Tensor]:
-    """For each draw the statistics of the classes in a batch of real images."""
-    device = next(draws[0].network.parameters()).device
-    weights = mean_weights(batch.labels).to(device)
-    # A batch norm must see every class at once.
-    whole = any(couples_images(d.network) for d in draws)
-    totals = [torch.zeros((), device=device)] * len(draws)
-    for chunk in torch.arange(len(batch)).split(len(batch) if whole else micro_batch):
-        images, labels = batch.floats(chunk).to(device), batch.labels[chunk]
-        for i, draw in enumerate(draws):
-            with (
-                autocast(device, precision),
-                torch.set_grad_enabled(discrepancy.needs_graph),
-            ):
-                blocks = draw.blocks(labels)
-                features = embed(draw.network, images, blocks, compiled=compiled).float()
-            part = discrepancy.statistic(
-                draw.network,
-                features,
-                labels.to(device),
-                weights[:, chunk.to(device)],
-                differentiable=False,
-            )
-            totals[i] = totals[i] + part.detach()
-    return totals
-
-
-def _partners(bank: LatentBank, real: ImageSet) -> Tensor:
-    """Positions in ``real`` of the rows that the latents came from."""
-    position = {row: i for i, row in enumerate(real.rows.tolist())}
-    missing = [row for row in bank.rows.tolist() if row not in position]
-    if missing:
-        raise InputError(
-            f"latent bank: row {missing[0]} is not in the training images, but lambda_reg pairs "
-            "every latent with its image; give the training set that the bank was made from"
-        )
-    found = torch.tensor([position[row] for row in bank.rows.tolist()])
-    if not torch.equal(real.labels[found], bank.labels):
-        raise InputError(
-            "latent bank: its labels differ from the labels of its rows in the training images"
-        )
-    return found

@@ -21,7 +21,9 @@ Source = Literal[
     "gan-fresh",
     "inversion",
     "itgan",
+    "itgan-plus",
 ]
+Layers = Literal["last", "all"]
 Figure = Literal["frechet", "kernel", "precision", "recall", "density", "coverage", "cas"]
 Weights = Literal["average", "raw"]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
@@ -236,6 +238,11 @@ class CondensationConfig(Config):
     matching: Literal["distribution", "gradient"] = Field(
         "distribution", description="what is matched between real and synthetic images"
     )
+    layers: Layers = Field(
+        "last",
+        description="mean features are matched before the classifier alone, or after every block "
+        "of the network, each as heavy as if it had as many features as the last",
+    )
     splitting: Literal["fixed", "random"] = Field(
         "fixed", description="shards keep their members, or are dealt anew at every step"
     )
@@ -244,6 +251,16 @@ class CondensationConfig(Config):
     )
     embeddings_per_step: Count = Field(
         1, description="networks and augmentations drawn per generator pass"
+    )
+    average: Share = Field(
+        0.0,
+        description="share of the steps, the last ones, that the latents (and gains) which come "
+        "out are the means of (0: those of the last step)",
+    )
+    gains_rate: Weight = Field(
+        0.0,
+        description="Adam's learning rate on a BigGAN's class gains and biases, which are then "
+        "condensed along (0: the generator stays frozen)",
     )
     network: str = Field(
         "convnet", description="embedding network: a built-in name or module:callable"
@@ -269,14 +286,34 @@ class CondensationConfig(Config):
         "differentiates; the others are computed twice",
     )
 
+    @model_validator(mode="after")
+    def _layers_are_of_features(self) -> "CondensationConfig":
+        if self.layers == "all" and self.matching == "gradient":
+            raise ValueError(
+                "layers: gradients are of all layers already; leave it at last, or match "
+                "distribution"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
         """Without options of ways not taken; a trained pool is an input of its own."""
         values = super().identity()
         if self.optimiser == "adam":
             del values["momentum"]
+        for name in ("layers", "average", "gains_rate"):
+            if values[name] == CondensationConfig.model_fields[name].default:
+                del values[name]
         random = self.pool.kind == "random"
         values["pool"] = "random" if random else {"window": list(self.pool.window)}
         return values
+
+
+PLUS: dict[str, Any] = {  # what itgan-plus adds to itgan
+    "embeddings_per_step": 2,
+    "layers": "all",
+    "average": 0.5,
+    "gains_rate": 0.001,
+}
 
 
 class DCConfig(Config):
@@ -350,15 +387,25 @@ class RunConfig(Config):
         "measured", description="mean and std of the training images, or CIFAR's published ones"
     )
     dtypes: tuple[Dtype, ...] = Field(
-        ("fp32",), description="storage types that gan, inversion and itgan are evaluated in"
+        ("fp32",),
+        description="storage types that gan, inversion, itgan and itgan-plus are evaluated in",
     )
     unaugmented: bool = Field(
         False,
         description="train every classifier but those on real without augmentation too, for ARS",
     )
+    soft_labels: bool = Field(
+        False,
+        description="train on every set but real and gan-fresh with soft labels too, given by the "
+        "inversion's extractor",
+    )
     inversion: InversionConfig = Field(InversionConfig(), description="real images to latents")
     condensation: CondensationConfig = Field(
         CondensationConfig(), description="latents to informative latents"
+    )
+    plus: CondensationConfig = Field(
+        CondensationConfig(**PLUS),
+        description="condensation of itgan-plus, the most that generator and bytes can do",
     )
     dm: CondensationConfig = Field(
         CondensationConfig(optimiser="sgd", learning_rate=1.0),

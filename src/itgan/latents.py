@@ -13,10 +13,11 @@ from torch import Tensor
 from itgan import artefacts
 from itgan.data import ImageSet
 from itgan.errors import InputError
-from itgan.generators import ConditionalGenerator
+from itgan.generators import ConditionalGenerator, TunableGenerator
 from itgan.randomness import derive
 
 Stage = Literal["random", "inverted", "condensed"]
+TABLES = "tables."  # before the names of class tables in a bank's file
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class LatentBank:
         stage: ``random``, ``inverted`` or ``condensed``.
         history: what the optimisation measured, a list of numbers for each quantity.
         provenance: how it was made: generator, config, seed, dataset, class_names.
+        tables: the generator's class gains and biases [classes, width] that were condensed along
+            with the latents, by name; they stand in for its own. Empty: its own.
     """
 
     latents: Tensor  # checked below, since users make these by hand
@@ -39,6 +42,7 @@ class LatentBank:
     stage: str
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse banks whose parts do not fit together."""
@@ -66,6 +70,12 @@ class LatentBank:
             raise InputError(
                 "latent bank: latents hold NaN or infinity; lower the learning rate that made them"
             )
+        for name, table in self.tables.items():
+            if table.ndim != 2 or not table.is_floating_point() or not table.isfinite().all():
+                raise InputError(
+                    f"latent bank: table {name} must be finite floats [classes, width]; lower the "
+                    "gains_rate that made it"
+                )
 
     def __len__(self) -> int:
         """Number of latents."""
@@ -73,13 +83,11 @@ class LatentBank:
 
     def select(self, indices: Int[Tensor, " k"]) -> "LatentBank":
         """The latents at these positions, in this order."""
-        return LatentBank(
-            self.latents[indices],
-            self.labels[indices],
-            self.rows[indices],
-            self.stage,
-            self.history,
-            self.provenance,
+        return replace(
+            self,
+            latents=self.latents[indices],
+            labels=self.labels[indices],
+            rows=self.rows[indices],
         )
 
     def moved_to(self, generator: ConditionalGenerator) -> "LatentBank":
@@ -95,7 +103,12 @@ class LatentBank:
         """Write one safetensors file."""
         artefacts.save(
             path,
-            {"latents": self.latents, "labels": self.labels, "rows": self.rows},
+            {
+                "latents": self.latents,
+                "labels": self.labels,
+                "rows": self.rows,
+                **{f"{TABLES}{name}": table for name, table in self.tables.items()},
+            },
             {
                 "kind": "bank",
                 "stage": self.stage,
@@ -124,6 +137,11 @@ class LatentBank:
                     for name, values in metadata["history"].items()
                 },
                 dict(metadata["provenance"]),
+                {
+                    name.removeprefix(TABLES): table
+                    for name, table in tensors.items()
+                    if name.startswith(TABLES)
+                },
             )
 
     @classmethod
@@ -135,8 +153,8 @@ class LatentBank:
             repeat_rows: a row may have latents in several banks: an ensemble.
 
         Raises:
-            InputError: no banks; shapes, stages or generators differ; a row appears twice though
-                it must not, or with two labels.
+            InputError: no banks; shapes, stages, generators or class tables differ; a row appears
+                twice though it must not, or with two labels.
         """
         if not banks:
             raise InputError("merge: give at least one bank")
@@ -144,6 +162,7 @@ class LatentBank:
             "latent shapes": {tuple(b.latents.shape[1:]) for b in banks},
             "stages": {b.stage for b in banks},
             "generators": {b.provenance.get("generator") for b in banks},
+            "class tables": {_told(b.tables) for b in banks},
         }.items():
             if len(values) > 1:
                 raise InputError(
@@ -173,7 +192,12 @@ class LatentBank:
                 },
                 "merged": len(banks),
             },
+            banks[0].tables,
         )
+
+
+def _told(tables: Mapping[str, Tensor]) -> str:
+    return f"tuned {artefacts.digest(tables)[:8]}" if tables else "the generator's own"
 
 
 def sample_latents(generator: ConditionalGenerator, images: ImageSet, seed: int = 0) -> LatentBank:
@@ -241,6 +265,22 @@ def check_bank(generator: ConditionalGenerator, bank: LatentBank) -> None:
             f"{generator.fingerprint[:16]}…; use that one, or bank.moved_to(generator) on purpose "
             "(a Python function's fingerprint changes with machine and library too)"
         )
+
+
+def tuned(generator: ConditionalGenerator, bank: LatentBank) -> ConditionalGenerator:
+    """The generator with the class tables of a bank; itself where the bank brings none.
+
+    Raises:
+        InputError: the generator has no such tables.
+    """
+    if not bank.tables:
+        return generator
+    if not isinstance(generator, TunableGenerator):
+        raise InputError(
+            "latent bank: brings class tables of a generator, and this one has none; use the one "
+            "that the bank was made with"
+        )
+    return generator.with_tables(bank.tables)
 
 
 def check_images(generator: ConditionalGenerator, images: ImageSet) -> None:

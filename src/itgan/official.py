@@ -314,6 +314,11 @@ def _vectors(bank: LatentBank) -> LatentBank:
             f"latents of shape {tuple(bank.latents.shape[1:])}: the layouts of the field hold "
             "vectors alone"
         )
+    if bank.tables:
+        raise InputError(
+            "latent bank: brings class tables of its own, which the layouts of the field cannot "
+            "hold; write --layout pixels of its set"
+        )
     return bank
 
 

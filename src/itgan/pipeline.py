@@ -39,6 +39,7 @@ from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_po
 from itgan.encoder import Encoder, train_encoder
 from itgan.errors import InputError
 from itgan.evaluation import UNAUGMENTED, Trial, evaluate
+from itgan.gains import check_gains
 from itgan.generators import StoredGenerator, count_seen, load_generator
 from itgan.inversion import invert
 from itgan.latents import LatentBank, check_images, sample_latents
@@ -46,12 +47,14 @@ from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
 from itgan.reconstruction import Objective
 from itgan.runs import VIEWS, Cell, Run
+from itgan.soft_labels import soften
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
 # Sources that no generator has a part in, and those that a synthetic set's file can hold.
 UNGENERATED = ("real", "random", "herding", "dm", "dc")
-STORED = ("gan", "inversion", "itgan")
+STORED = ("gan", "inversion", "itgan", "itgan-plus")
+HARD = ("real", "gan-fresh")  # sources that are never evaluated with soft labels
 FULL: tuple[Dtype, ...] = ("fp32",)
 
 
@@ -153,22 +156,37 @@ class Experiment:
         """Refuse now what a later stage would stumble over, hours from here.
 
         Raises:
-            InputError: a network or an augmentation is unknown, or does not fit the images.
+            InputError: a network or an augmentation is unknown, or does not fit the images; or
+                gains are to be tuned that are not there, or in several shards.
         """
         config, data = self.config, self.data
         for name, stage in (
             ("inversion.extractor", config.inversion.extractor),
             ("condensation", config.condensation),
             ("condensation.pool.training", config.condensation.pool.training),
+            ("plus", config.plus),
+            ("plus.pool.training", config.plus.pool.training),
             ("dm", config.dm),
             ("dc", config.dc),
             ("evaluation", config.evaluation),
         ):
             try:
                 parse_strategy(stage.augmentation)
-                build_network(stage.network, data.image_shape, data.num_classes)
+                network = build_network(stage.network, data.image_shape, data.num_classes)
+                if isinstance(stage, CondensationConfig) and stage.layers == "all":
+                    network.require_blocks()
             except InputError as error:
                 raise InputError(f"{name}.{error}") from error
+        for name, source, stage in (
+            ("condensation", "itgan", config.condensation),
+            ("plus", "itgan-plus", config.plus),
+        ):
+            if source in config.sources and stage.gains_rate:
+                most = int(self.subset(config.latent_seeds[0]).labels.bincount().max())
+                try:
+                    check_gains(self.generator, stage, most)
+                except InputError as error:
+                    raise InputError(f"{name}.{error}") from error
 
     def subset(self, latent_seed: int) -> ImageSet:
         """The training rows of a bank: ``latents_per_class`` of each class, drawn by seed."""
@@ -230,9 +248,10 @@ class Experiment:
         }
         return (Cell("encoder", "encoder", determinants, (self.extractor(),), compute),)
 
-    def pool(self) -> tuple[Cell, ...]:
-        """Snapshots to match in, where the recipe asks for them; one pool serves all banks."""
-        config, seed = self.config.condensation, derive_seed(self.config.seed, "pool")
+    def pool(self, config: CondensationConfig | None = None) -> tuple[Cell, ...]:
+        """Snapshots to match in, where the config (by default itgan's) asks for them."""
+        config = config or self.config.condensation
+        seed = derive_seed(self.config.seed, "pool")
         if config.pool.kind == "random":
             return ()
 
@@ -269,9 +288,9 @@ class Experiment:
         inputs = (self.extractor(), *self.encoder())
         return Cell("bank", label, determinants, inputs, compute)
 
-    def micro_batch(self) -> tuple[Cell, ...]:
+    def micro_batch(self, config: CondensationConfig) -> tuple[Cell, ...]:
         """How many latents go through at once, where that is to be measured; once for all."""
-        config, train = self.config.condensation, self.data.train
+        train = self.data.train
         if config.micro_batch != "auto":
             return ()
 
@@ -287,8 +306,15 @@ class Experiment:
 
     def condensed(self, latent_seed: int) -> Cell:
         """Eq. 11 from the inverted bank."""
-        config, seed = self.config.condensation, self._seed(latent_seed)
-        measured, pools = self.micro_batch(), self.pool()
+        return self._condensed("condensed", self.config.condensation, latent_seed)
+
+    def plus(self, latent_seed: int) -> Cell:
+        """The same with what ``itgan-plus`` adds."""
+        return self._condensed("plus", self.config.plus, latent_seed)
+
+    def _condensed(self, name: str, config: CondensationConfig, latent_seed: int) -> Cell:
+        seed = self._seed(latent_seed)
+        measured, pools = self.micro_batch(config), self.pool(config)
 
         def compute(start: LatentBank, *more: Any, checkpoint: Checkpoint) -> LatentBank:  # noqa: ANN401
             size = more[0] if measured else config.micro_batch
@@ -302,7 +328,7 @@ class Experiment:
             "real": self.data.train.fingerprint,
             "seed": seed,
         }
-        label = f"condensed bank, latent seed {latent_seed}"
+        label = f"{name} bank, latent seed {latent_seed}"
         inputs = (self.inverted(latent_seed), *measured, *pools)
         return Cell("bank", label, determinants, inputs, compute)
 
@@ -345,6 +371,7 @@ class Experiment:
         makers = {
             "inversion": self.inverted,
             "itgan": self.condensed,
+            "itgan-plus": self.plus,
             "dm": self.dm,
             "dc": self.dc,
             "herding": lambda _: self.extractor(),
@@ -369,13 +396,13 @@ class Experiment:
         if name == "dc":
             return pixel_set(made[0], train, latent_seed, "dc", variant(self.config.dc))
         bank = made[0] if made else sample_latents(self.generator, rows, self._seed(latent_seed))
-        synthetic = self.synthetic(bank, latent_seed)
+        synthetic = self.synthetic(bank, latent_seed, plus=name == "itgan-plus")
         if name in ("random-raw", "random-jpeg"):
             same_bytes = same_bytes_raw if name == "random-raw" else same_bytes_jpeg
             return same_bytes(train, synthetic.nbytes, latent_seed)
         return synthetic
 
-    def synthetic(self, bank: LatentBank, latent_seed: int) -> SyntheticSet:
+    def synthetic(self, bank: LatentBank, latent_seed: int, *, plus: bool = False) -> SyntheticSet:
         """Generator and bank, with what a reader must know of the data."""
         about = {
             "dataset": self.config.dataset,
@@ -383,6 +410,7 @@ class Experiment:
             "mean": list(self.data.mean),
             "std": list(self.data.std),
             "evaluation": {**self.config.evaluation.model_dump(), "curve_points": 0},
+            **({"source": "itgan-plus"} if plus else {}),
         }
         made = SyntheticSet(self.generator, bank, about=about)
         made.latent_seed = latent_seed
@@ -401,17 +429,24 @@ class Experiment:
         dtype: Dtype = "fp32",
         *,
         augmented: bool = True,
+        soft: bool = False,
     ) -> Cell:
-        """One classifier, trained and scored; on a stored set, as its file in ``dtype`` has it."""
+        """One classifier, trained and scored; on a stored set, as its file in ``dtype`` has it.
+
+        With ``soft`` labels, which the extractor gives.
+        """
         config, whole = self.config.evaluation, source == "real"
         if not augmented:
             config = config.model_copy(update={"augmentation": "none"})
         per_class = None if whole else self.config.latents_per_class
 
         def compute(*made: Any, checkpoint: Checkpoint) -> Trial:  # noqa: ANN401
-            chosen = self.source(source, latent_seed, *made)
+            teacher = made[-1] if soft else None
+            chosen = self.source(source, latent_seed, *(made[:-1] if soft else made))
             if isinstance(chosen, SyntheticSet) and dtype != "fp32":
                 chosen = chosen.stored_as(dtype)
+            if teacher is not None:
+                chosen = soften(chosen, teacher.to(pick_device(self.config.device)))
             (trial,) = evaluate(
                 chosen,
                 self.scored_on,
@@ -437,16 +472,20 @@ class Experiment:
             "latent_seed": None if whole else self._seed(latent_seed),
             "network_seed": network_seed,
             **({} if dtype == "fp32" else {"dtype": dtype}),
+            **({"labels": "soft"} if soft else {}),
             **self._constants(),
         }
         form = [
             source,
             *([] if dtype == "fp32" else [dtype]),
             *([] if augmented else [UNAUGMENTED]),
+            *(["with soft labels"] if soft else []),
         ]
         seeds = f"latent seed {latent_seed}, network seed {network_seed}"
         label = f"trial of {' '.join(form)}, {seeds}"
-        return Cell("trial", label, determinants, self.needs(source, latent_seed), compute)
+        teachers = (self.extractor(),) if soft else ()
+        inputs = (*self.needs(source, latent_seed), *teachers)
+        return Cell("trial", label, determinants, inputs, compute)
 
     def latent_seeds(self, source: Source) -> tuple[int, ...]:
         """The sets of a source: one where all would be the same images."""
@@ -459,20 +498,24 @@ class Experiment:
             repeated = len(made) == len(self.data.train)
         return config.latent_seeds[:1] if repeated else config.latent_seeds
 
-    def _forms(self, source: Source) -> list[tuple[Dtype, bool]]:
-        """Storage types, and with or without augmentation, that a source is evaluated in."""
+    def _forms(self, source: Source) -> list[dict[str, Any]]:
+        """What a source is evaluated in: storage types with and without augmentation; labels."""
         dtypes = self.config.dtypes if source in STORED else FULL
         both = self.config.unaugmented and source != "real"
-        return [
-            (d, augmented) for d in dtypes for augmented in ((True, False) if both else (True,))
+        forms: list[dict[str, Any]] = [
+            {"dtype": d, "augmented": augmented}
+            for d in dtypes
+            for augmented in ((True, False) if both else (True,))
         ]
+        soft = self.config.soft_labels and source not in HARD
+        return [*forms, *([{"soft": True}] if soft else [])]
 
     @cached_property
     def _trials(self) -> list[Cell]:
         return [
-            self.trial(source, latent_seed, network_seed, dtype, augmented=augmented)
+            self.trial(source, latent_seed, network_seed, **form)
             for source in self.config.sources
-            for dtype, augmented in self._forms(source)
+            for form in self._forms(source)
             for latent_seed in self.latent_seeds(source)
             for network_seed in self.config.network_seeds
         ]
@@ -483,13 +526,17 @@ class Experiment:
 
     def stage(self, name: str) -> list[Cell]:
         """The cells of one stage: ``embed``, ``invert``, ``condense`` or ``evaluate``."""
-        seeds = self.config.latent_seeds
+        seeds, config = self.config.latent_seeds, self.config
+        plus = "itgan-plus" in config.sources
         if name == "embed":
-            return [self.extractor(), *self.encoder(), *self.pool()]
+            pools = {cell.name: cell for cell in self.pool(config.condensation)}
+            pools |= {cell.name: cell for cell in self.pool(config.plus) if plus}
+            return [self.extractor(), *self.encoder(), *pools.values()]
         if name == "invert":
             return [self.inverted(seed) for seed in seeds]
         if name == "condense":
-            return [self.condensed(seed) for seed in seeds]
+            made = [self.condensed(seed) for seed in seeds]
+            return made + [self.plus(seed) for seed in seeds if plus]
         return self.trials()
 
 

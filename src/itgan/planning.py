@@ -24,7 +24,7 @@ from itgan.evaluation import evaluate
 from itgan.inversion import invert
 from itgan.latents import sample_latents
 from itgan.networks import Network, build_network
-from itgan.pipeline import Experiment
+from itgan.pipeline import STORED, Experiment
 from itgan.randomness import derive
 from itgan.reconstruction import Objective
 from itgan.runs import Cell, Run, with_inputs
@@ -38,6 +38,7 @@ STAGES = (
     "pool",
     "micro-batch",
     "condensed",
+    "plus",
     "dm",
     "dc",
     "trial",
@@ -111,13 +112,16 @@ def _extractor(experiment: Experiment, missing: list[Cell]) -> Cost:
 
 
 def _pool(experiment: Experiment, missing: list[Cell]) -> Cost:
-    settings = experiment.config.condensation.pool
-    training = settings.training.model_copy(
-        update={"network": experiment.config.condensation.network}
-    )
-    images = round((1 - settings.held_out) * len(experiment.data.train))
-    each = _training(experiment, images, training, scored=False)
-    return each.times(settings.networks * len(missing))
+    total, left = Cost(), {cell.name for cell in missing}
+    for config in (experiment.config.condensation, experiment.config.plus):
+        settings, own = config.pool, {cell.name for cell in experiment.pool(config)}
+        if own & left:
+            training = settings.training.model_copy(update={"network": config.network})
+            images = round((1 - settings.held_out) * len(experiment.data.train))
+            each = _training(experiment, images, training, scored=False)
+            total += each.times(settings.networks)
+        left -= own
+    return total
 
 
 def _inverted(experiment: Experiment, missing: list[Cell]) -> Cost:
@@ -158,8 +162,8 @@ def _encoder(experiment: Experiment, missing: list[Cell]) -> Cost:
     return cost
 
 
-def _condensed(experiment: Experiment, missing: list[Cell]) -> Cost:
-    settings, rows = experiment.config.condensation, _rows(experiment)
+def _condensed(experiment: Experiment, missing: list[Cell], settings: CondensationConfig) -> Cost:
+    rows = _rows(experiment)
     train = experiment.data.train
     few, short, factor = _smaller(rows, settings)
     bank = sample_latents(experiment.generator, few)
@@ -212,7 +216,7 @@ def _trial(experiment: Experiment, missing: list[Cell]) -> Cost:
     config, rows = experiment.config, _rows(experiment)
     sources = [cell.determinants["source"] for cell in missing]
     whole, fresh = sources.count("real"), sources.count("gan-fresh")
-    stored = sum(source in ("gan", "inversion", "itgan") for source in sources)
+    stored = sum(source in STORED for source in sources)
     batches = -(-len(rows) // config.evaluation.batch_size)
     updates = count_updates(config.evaluation, len(rows))
     images = round(updates * len(rows) / batches)  # new ones in every epoch
@@ -234,7 +238,10 @@ _COSTS: dict[str, Callable[[Experiment, list[Cell]], Cost]] = {
     "inverted": _inverted,
     "pool": _pool,
     "micro-batch": lambda experiment, missing: Cost(),
-    "condensed": _condensed,
+    "condensed": lambda experiment, missing: _condensed(
+        experiment, missing, experiment.config.condensation
+    ),
+    "plus": lambda experiment, missing: _condensed(experiment, missing, experiment.config.plus),
     "dm": _dm,
     "dc": _dc,
     "trial": _trial,

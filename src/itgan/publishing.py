@@ -14,11 +14,13 @@ from itgan.latents import LatentBank
 from itgan.pipeline import Experiment
 from itgan.recipes import command
 from itgan.report import Gallery, write_report
-from itgan.runs import Run, environment
+from itgan.runs import Cell, Run, environment
 from itgan.scores import score_trials
 
 # Differences that a table of these sources is read for.
 COMPARISONS = (
+    ("itgan-plus", "itgan"),
+    ("itgan-plus", "random"),
     ("itgan", "inversion"),
     ("itgan", "gan"),
     ("inversion", "gan"),
@@ -28,6 +30,7 @@ COMPARISONS = (
 )
 
 NARROW = ("fp16", "int8")  # variants whose difference is what storage in that type costs
+SOFT = "soft"  # after the name of a source that was trained on with soft labels
 
 
 def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -42,12 +45,15 @@ def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[s
             name = f"{trial.source} {trial.variant}"
         else:
             continue
+        if trial.labels == SOFT:
+            name = f"{name} {SOFT}"
         by_source.setdefault(name, []).append(trial)
         seeds.setdefault(name, set()).add((trial.latent_seed, trial.network_seed))
-    narrow = [(name, name.split()[0]) for name in by_source if " " in name]
+    forms = [(name, name.split()[0]) for name in by_source if " " in name]
+    soft = [(f"{a} {SOFT}", f"{b} {SOFT}") for a, b in COMPARISONS]
     differences = [
-        {**paired_difference(by_source[a], by_source[b]), "a": a}
-        for a, b in (*COMPARISONS, *narrow)
+        {**paired_difference(by_source[a], by_source[b]), "a": a, "b": b}
+        for a, b in (*COMPARISONS, *soft, *forms)
         if seeds.get(a, set()) & seeds.get(b, set())
     ]
     return summarize(trials), differences
@@ -59,8 +65,8 @@ def publish(
     """Write tables, report and synthetic sets of a run from the cells that are done.
 
     That is ``trials.jsonl``, ``results.json``, ``report.html``, ``report.md``, ``scores.json``
-    where the trials that scores need are there, and for each condensed bank a file in ``sets/``
-    with generator and latents.
+    where the trials that scores need are there, and for each condensed bank, plain and plus, a
+    file in ``sets/`` with generator and latents.
 
     Returns:
         The rows of ``results.json``, the paired differences, and the path of the HTML report.
@@ -78,9 +84,14 @@ def publish(
     if scores:
         artefacts.write_json(run.path / "scores.json", scores)
     for latent_seed in config.latent_seeds if experiment.generates else ():
-        if run.done(cell := experiment.condensed(latent_seed)):
-            synthetic = experiment.synthetic(run.value(cell), latent_seed)
-            synthetic.save(run.path / "sets" / f"itgan-{latent_seed}.itgan.safetensors")
+        for cell, plus in (
+            (experiment.condensed(latent_seed), False),
+            (experiment.plus(latent_seed), True),
+        ):
+            if run.done(cell):
+                synthetic = experiment.synthetic(run.value(cell), latent_seed, plus=plus)
+                file = f"{synthetic.name}-{latent_seed}.itgan.safetensors"
+                synthetic.save(run.path / "sets" / file)
     missing = len(experiment.trials()) - len(trials)
     scored = "test" if experiment.scored_on is experiment.data.test else "validation"
     notes = [
@@ -162,22 +173,24 @@ def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _banks(experiment: Experiment, run: Run, stage: str) -> list[LatentBank]:
-    cells = experiment.stage(stage) if experiment.generates else []
-    return [run.value(cell) for cell in cells if run.done(cell)]
+def _losses(run: Run, cells: Iterable[Cell]) -> list[tuple[list[float], list[float]]]:
+    banks: list[LatentBank] = [run.value(cell) for cell in cells if run.done(cell)]
+    losses = [bank.history["loss"] for bank in banks]
+    return [([float(x) for x in range(1, len(ys) + 1)], list(ys)) for ys in losses]
 
 
 def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
+    if not experiment.generates:
+        return []
     curves = []
-    for stage, name, quantity in (
-        ("invert", "Inversion (Eq. 8)", "loss per image"),
-        ("condense", "Condensation (Eq. 11)", "loss"),
+    for name, source, quantity, cell in (
+        ("Inversion (Eq. 8)", "inversion", "loss per image", experiment.inverted),
+        ("Condensation (Eq. 11)", "itgan", "loss", experiment.condensed),
+        ("Condensation with additions", "itgan-plus", "loss", experiment.plus),
     ):
-        losses = [bank.history["loss"] for bank in _banks(experiment, run, stage)]
+        losses = _losses(run, map(cell, experiment.config.latent_seeds))
         if losses:
-            series = [([float(x) for x in range(1, len(ys) + 1)], list(ys)) for ys in losses]
-            source = "inversion" if stage == "invert" else "itgan"
-            curves.append(Curve(name, "step", quantity, {source: series}))
+            curves.append(Curve(name, "step", quantity, {source: losses}))
     return curves
 
 
@@ -193,6 +206,7 @@ def accuracy_curves(trials: Iterable[Trial]) -> list[Curve]:
         for trial in trials:
             own = trial.variant not in ("", "same-rows")
             name = f"{trial.source} ({trial.variant})" if own else trial.source
+            name = f"{name} {SOFT}" if trial.labels == SOFT else name
             if key in trial.curve[0]:
                 xs = [point["update"] for point in trial.curve]
                 ys = [100 * point[key] for point in trial.curve]
@@ -208,13 +222,14 @@ def _best_along_the_way(trials: Iterable[Trial]) -> str:
     for trial in trials:
         if len(trial.curve) > 1:
             name = f"{trial.source} {trial.variant}".strip()
+            name = f"{name} {SOFT}" if trial.labels == SOFT else name
             peaks.setdefault(name, []).append(max(point["accuracy"] for point in trial.curve))
     means = ((name, 100 * sum(values) / len(values)) for name, values in peaks.items())
     return ", ".join(f"{name} {mean:.1f}" for name, mean in means)
 
 
 def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gallery | None:
-    """Real, inverted and condensed images of the same rows, from the first bank."""
+    """Real, inverted and condensed (also plus) images of the same rows, from the first bank."""
     seed = experiment.config.latent_seeds[0]
     rows = experiment.subset(seed)
     names = experiment.data.class_names
@@ -224,7 +239,11 @@ def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gall
         return None
     picks = torch.stack([m[:k] for m in members])  # classes k
     stages = {"real": rows.images[picks]}
-    makers = {"inverted": experiment.inverted, "condensed": experiment.condensed}
+    makers = {
+        "inverted": experiment.inverted,
+        "condensed": experiment.condensed,
+        "plus": experiment.plus,
+    }
     for name, make in makers.items() if experiment.generates else ():
         if run.done(cell := make(seed)):
             bank = run.value(cell).select(picks.flatten())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from itgan.configs import (
     PLACES,
+    PLUS,
     CondensationConfig,
     Config,
     DCConfig,
@@ -21,6 +22,9 @@ DIGITS_AUGMENTATION = "color_crop_cutout_scale_rotate"
 
 def digits() -> RunConfig:
     """Real 8x8 digits, 10 latents per class, minutes on two cores: the demo."""
+    condensation = CondensationConfig(
+        steps=200, real_per_class=64, augmentation=DIGITS_AUGMENTATION
+    )
     return RunConfig(
         recipe="digits",
         dataset="digits",
@@ -30,9 +34,8 @@ def digits() -> RunConfig:
             steps=200,
             extractor=EvaluationConfig(updates=300, augmentation=DIGITS_AUGMENTATION),
         ),
-        condensation=CondensationConfig(
-            steps=200, real_per_class=64, augmentation=DIGITS_AUGMENTATION
-        ),
+        condensation=condensation,
+        plus=condensation.model_copy(update=PLUS),
         # Budgets of the baselines: docs/choices.md.
         dm=CondensationConfig(
             optimiser="sgd",
@@ -49,6 +52,7 @@ def digits() -> RunConfig:
 
 def cifar10_smoke() -> RunConfig:
     """The whole road on real 32x32 colour images within 20 minutes; proves nothing but that."""
+    condensation = CondensationConfig(steps=100, real_per_class=64, precision="bf16")
     return RunConfig(
         recipe="cifar10-smoke",
         dataset="cifar10-jpeg",
@@ -62,7 +66,8 @@ def cifar10_smoke() -> RunConfig:
             precision="bf16",
             extractor=EvaluationConfig(updates=300, precision="bf16", compile=True),
         ),
-        condensation=CondensationConfig(steps=100, real_per_class=64, precision="bf16"),
+        condensation=condensation,
+        plus=condensation.model_copy(update=PLUS),
         dm=CondensationConfig(
             optimiser="sgd", learning_rate=1.0, steps=100, real_per_class=64, precision="bf16"
         ),
@@ -99,6 +104,7 @@ def cifar10_cpu() -> RunConfig:
             extractor=training.model_copy(update={"updates": 3000}),
         ),
         condensation=condensation,
+        plus=condensation.model_copy(update=PLUS),
         dm=condensation.model_copy(update={"optimiser": "sgd", "learning_rate": 1.0}),
         evaluation=training,
     )
@@ -106,6 +112,9 @@ def cifar10_cpu() -> RunConfig:
 
 def _paper(name: str, classes: int, shard: int) -> RunConfig:
     """The settings of the published experiments on a whole training set."""
+    condensation = CondensationConfig(
+        steps=5000, learning_rate=0.001, shard_per_class=shard, real_per_class=500
+    )
     return RunConfig(
         recipe=name,
         dataset=f"hf:uoft-cs/cifar{classes}",
@@ -113,9 +122,8 @@ def _paper(name: str, classes: int, shard: int) -> RunConfig:
         latents_per_class=None,
         sources=("real", "gan", "gan-fresh", "inversion", "itgan"),
         inversion=InversionConfig(steps=5000, extractor=EvaluationConfig()),
-        condensation=CondensationConfig(
-            steps=5000, learning_rate=0.001, shard_per_class=shard, real_per_class=500
-        ),
+        condensation=condensation,
+        plus=condensation.model_copy(update={**PLUS, "shard_per_class": None}),
         dm=CondensationConfig(
             steps=20_000, optimiser="sgd", learning_rate=10.0, real_per_class=256
         ),

@@ -18,7 +18,7 @@ from itgan.configs import InversionConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
 from itgan.generators import ConditionalGenerator
-from itgan.latents import LatentBank
+from itgan.latents import LatentBank, tuned
 from itgan.networks import Network
 
 
@@ -113,7 +113,7 @@ class Objective:
 @torch.no_grad()
 def psnr(generator: ConditionalGenerator, bank: LatentBank, images: ImageSet) -> float:
     """Mean over images of the peak signal-to-noise ratio in dB, pixels in [-1, 1]."""
-    total = 0.0
+    generator, total = tuned(generator, bank), 0.0
     for chunk in torch.arange(len(bank)).split(250):
         made = generator(
             bank.latents[chunk].to(generator.device), bank.labels[chunk].to(generator.device)

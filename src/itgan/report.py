@@ -35,7 +35,7 @@ from itgan.tables import (
     source_name,
 )
 
-STAGES = ("real", "inverted", "condensed")
+STAGES = ("real", "inverted", "condensed", "plus")
 SOURCES = {
     "real": "every real training image",
     "random": "real images, as many as there are latents (or bytes, where it says so)",
@@ -64,7 +64,7 @@ SCORES = (
 class Gallery:
     """Paired pictures: position k of a class is the same training row in every stage.
 
-    ``stages`` maps some of "real", "inverted", "condensed" to uint8 pictures, grey or RGB.
+    ``stages`` maps some of "real", "inverted", "condensed", "plus" to uint8 pictures, grey or RGB.
     """
 
     class_names: tuple[str, ...]

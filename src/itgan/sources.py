@@ -5,6 +5,7 @@ A source has a name, a length, and ``batches(rng, batch_size)``: one shuffled ep
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -19,7 +20,7 @@ from itgan.configs import Dtype
 from itgan.devices import autocast
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator, StoredGenerator, restore_generator
-from itgan.latents import LatentBank, check_bank
+from itgan.latents import LatentBank, check_bank, tuned
 from itgan.pictures import to_png, to_uint8
 from itgan.randomness import derive
 
@@ -123,16 +124,20 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
 
         Args:
             generator: frozen.
-            bank: latents that fit it.
+            bank: latents that fit it; class tables that it brings become the generator's.
             dtype: in which ``nbytes`` counts.
             about: the data set: ``dataset`` (name), ``class_names``, ``mean``, ``std``; by default
-                what the bank knows of it.
+                what the bank knows of it. ``source`` is the name in tables, where it is not that
+                of the bank's stage.
         """
         check_bank(generator, bank)
+        if bank.tables:
+            generator = tuned(generator, bank)
+            bank = replace(bank, tables={}).moved_to(generator)
         known = {k: bank.provenance[k] for k in ABOUT if bank.provenance.get(k)}
         self.generator, self.bank, self.dtype = generator, bank, dtype
         self.about: Mapping[str, Any] = {**known, **(about or {})}
-        self.name = NAMES[bank.stage]
+        self.name = str(self.about.get("source") or NAMES[bank.stage])
         self.variant = ""
         self.latent_seed = 0
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from itgan import matching
 from itgan.augment import Augmentation, Blocks
 from itgan.compilation import embed, generate
+from itgan.configs import Layers
 from itgan.devices import autocast
 from itgan.generators import ConditionalGenerator
 from itgan.matching import Discrepancy
@@ -31,12 +32,20 @@ class Draw:
 
     network: Network
     augmentations: dict[int, Augmentation | None]
+    layers: Layers = "last"
 
     def blocks(self, labels: Int[Tensor, " n"]) -> Blocks:
         """The augmentation of a batch that is ordered by class."""
         classes, counts = labels.unique_consecutive(return_counts=True)
         pairs = zip(classes.tolist(), counts.tolist(), strict=True)
         return Blocks(tuple((self.augmentations[label], count) for label, count in pairs))
+
+    def embed(
+        self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"], *, compiled: bool
+    ) -> Float[Tensor, "n d"]:
+        """psi(A(x)) of a batch that is ordered by class; of all layers see ``embed_blocks``."""
+        blocks = self.blocks(labels)
+        return embed(self.network, images, blocks, self.layers, compiled=compiled)
 
 
 @runtime_checkable
@@ -63,6 +72,7 @@ class Problem:
     discrepancy: Discrepancy = matching.DistributionMatching()  # noqa: RUF009 - stateless
     kept_graphs: int = 1  # micro-batches that are not computed twice
     compile: bool = False
+    tuned: Sequence[Tensor] = ()  # leaves that the generator reads, and that are learned too
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ def descend(
 ) -> tuple[float, float]:
     """Give the gradient of Eq. 11 in the latents, micro-batch by micro-batch.
 
+    That in the leaves ``tuned`` is added to their ``grad``; they must not change meanwhile.
+
     Args:
         problem: what the loss depends on.
         read: from positions in the shard to their latents.
@@ -111,10 +123,7 @@ def descend(
             with torch.set_grad_enabled(graph):
                 images = generate(problem.generator, z, labels, compiled=problem.compile)
             with torch.set_grad_enabled(graph or match.needs_graph):
-                features = [
-                    embed(d.network, images, d.blocks(labels), compiled=compiled).to(dtype)
-                    for d in draws
-                ]
+                features = [d.embed(images, labels, compiled=compiled).to(dtype) for d in draws]
         parts = [
             match.statistic(d.network, f, labels, w, differentiable=graph)
             for d, f in zip(draws, features, strict=True)
@@ -149,7 +158,10 @@ def descend(
             r = _regulariser(problem, chunk, made.features, weights[:, chunk].sum(0))
             loss = loss + problem.lambda_reg * r
             regulariser += float(r.detach()) / len(draws)
-        step(chunk, torch.autograd.grad(loss / len(draws), made.latents)[0])
+        gradient, *others = torch.autograd.grad(loss / len(draws), [made.latents, *problem.tuned])
+        for leaf, part in zip(problem.tuned, others, strict=True):
+            leaf.grad = part if leaf.grad is None else leaf.grad + part
+        step(chunk, gradient)
     return l_con, regulariser
 
 
@@ -161,9 +173,7 @@ def _regulariser(
     total = features[0].new_zeros(())
     for draw, synthetic in zip(problem.draws, features, strict=True):
         with torch.no_grad(), autocast(synthetic.device, problem.precision):
-            blocks = draw.blocks(problem.labels[chunk])
-            partners = problem.partners[chunk]
-            real = embed(draw.network, partners, blocks, compiled=problem.compile)
-            real = real.to(synthetic.dtype)
+            partners, labels = problem.partners[chunk], problem.labels[chunk]
+            real = draw.embed(partners, labels, compiled=problem.compile).to(synthetic.dtype)
         total = total + (matching.paired(real, synthetic) * weights).sum()  # Eq. 10
     return total

@@ -26,6 +26,7 @@ from itgan.generators.frozen import FrozenGenerator, folded_shapes
 from itgan.generators.protocol import (
     ConditionalGenerator,
     Encoder,
+    TunableGenerator,
     WrappedGenerator,
     wrap_generator,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "FrozenGenerator",
     "StoredGenerator",
     "TorchScriptGenerator",
+    "TunableGenerator",
     "WrappedGenerator",
     "count_seen",
     "folded_shapes",

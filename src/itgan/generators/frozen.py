@@ -11,6 +11,7 @@ up-sampling with the 3x3 convolution after it is one transposed convolution, wit
 products.
 """
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from itgan.artefacts import digest
 from itgan.errors import InputError
 from itgan.generators.biggan import BN_EPS, MOST_PIXELS, BigGAN, BigGANShape, power_step
+
+CLASSWISE = ("bn1", "bn2")  # the norms of a block; their tables have a row for each class
 
 
 def fold(model: BigGAN) -> dict[str, Tensor]:
@@ -48,7 +51,7 @@ def fold(model: BigGAN) -> dict[str, Tensor]:
     for i, (block,) in enumerate(model.blocks):  # type: ignore[misc]
         for conv in ("conv1", "conv2", "conv_sc"):
             layer(f"blocks.{i}.{conv}", getattr(block, conv))
-        for bn in ("bn1", "bn2"):
+        for bn in CLASSWISE:
             module = getattr(block, bn)
             norm(f"blocks.{i}.{bn}", module, 1 + module.gain.weight, module.bias.weight)
     last, _, conv = model.output_layer
@@ -139,6 +142,31 @@ class FrozenGenerator(nn.Module):
         """The constants by name: what a file stores."""
         return {name: self._get(name) for name in self._names}
 
+    def tables(self) -> dict[str, Float[Tensor, "classes width"]]:
+        """The class-conditional constants by name: ``blocks.I.bnK.scale`` and ``.shift``."""
+        return {name: self._get(name) for name in self._names if name.split(".")[-2] in CLASSWISE}
+
+    def with_tables(self, tables: Mapping[str, Tensor]) -> "FrozenGenerator":
+        """The same generator with these class tables; all else is shared with this one.
+
+        The tables are not copied, and images are differentiable in those that are leaves.
+
+        Raises:
+            InputError: a table is none of this generator's, or of another shape.
+        """
+        own = self.tables()
+        wrong = [n for n, t in tables.items() if n not in own or t.shape != own[n].shape]
+        if wrong:
+            raise InputError(
+                f"class tables: {min(wrong)!r} of shape {tuple(tables[min(wrong)].shape)} does "
+                "not fit this generator; use the one that the bank was made with"
+            )
+        tuned = copy.copy(self)
+        changed = {n.replace(".", "_"): t.to(self.device) for n, t in tables.items()}
+        tuned._buffers = {**self._buffers, **changed}
+        tuned.__dict__.pop("fingerprint", None)  # that of other constants
+        return tuned
+
     def conventions(self) -> dict[str, Any]:
         """What a file must say beside the constants."""
         return {"form": "biggan"}
@@ -201,7 +229,7 @@ def _layout(
         for conv, size in (("conv1", 3), ("conv2", 3), ("conv_sc", 1)):
             layout[f"blocks.{i}.{conv}.weight"] = (width, width, size, size)
             layout[f"blocks.{i}.{conv}.bias"] = (width,)
-        for bn in ("bn1", "bn2"):
+        for bn in CLASSWISE:
             layout[f"blocks.{i}.{bn}.scale"] = (classes, width)
             layout[f"blocks.{i}.{bn}.shift"] = (classes, width)
     return layout

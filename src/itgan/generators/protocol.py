@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -53,6 +53,26 @@ class ConditionalGenerator(Protocol):
         self, latents: Float[Tensor, "n ..."], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
         """Images in [-1, 1]; image i depends on latent i and label i alone."""
+        ...
+
+
+@runtime_checkable
+class TunableGenerator(ConditionalGenerator, Protocol):
+    """A generator with a gain and a bias for each class and channel that may be learned.
+
+    Row c of a table serves the images of class c alone.
+    """
+
+    def tables(self) -> dict[str, Float[Tensor, "classes width"]]:
+        """Gains and biases by name."""
+        ...
+
+    def with_tables(self, tables: Mapping[str, Tensor]) -> "TunableGenerator":
+        """The same generator with these in their place, differentiable in them.
+
+        Raises:
+            InputError: a table is none of the generator's, or of another shape.
+        """
         ...
 
 

@@ -1,5 +1,6 @@
 """What all networks share: they normalise, then augment, then embed, then classify."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -28,6 +29,8 @@ class Network(nn.Module):
     std: Tensor
     features: nn.Module
     classifier: nn.Module
+    block_ends: tuple[int, ...] = ()
+    """Positions in ``features`` at which a block ends, the last one at its end; () if unknown."""
     compilable = True
     """Whether ``torch.compile`` can follow ``embed_prepared``."""
 
@@ -85,6 +88,38 @@ class Network(nn.Module):
     def embed_prepared(self, prepared: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Features of images that are normalised and augmented already."""
         return self.features(prepared).flatten(1)
+
+    def embed_blocks(self, prepared: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Features after every block, side by side, of images that are prepared already.
+
+        Those of block l are multiplied by sqrt(d_last / d_l), so that in a squared distance each
+        block counts as if it had as many features as the last one:
+
+            || a - b ||^2 = sum over l of d_last / d_l || a_l - b_l ||^2
+
+        Raises:
+            InputError: the blocks are not known, as those of ``module:callable``.
+        """
+        self.require_blocks()
+        blocks, x = [], prepared
+        for position, layer in enumerate(self.features):  # type: ignore[arg-type]
+            x = layer(x)
+            if position in self.block_ends:
+                blocks.append(x.flatten(1))
+        last = blocks[-1].shape[1]
+        return torch.cat([b * math.sqrt(last / b.shape[1]) for b in blocks], 1)
+
+    def require_blocks(self) -> None:
+        """Refuse a network whose blocks are not known.
+
+        Raises:
+            InputError: they are not.
+        """
+        if not self.block_ends:
+            raise InputError(
+                "network: the blocks of this one are not known, so layers=all cannot match them; "
+                "take a built-in network, or layers=last"
+            )
 
     def forward(
         self,

@@ -67,6 +67,7 @@ class ConvNet(Network):
                 _make_pooling(pooling),
             ]
         self.features = nn.Sequential(*layers)
+        self.block_ends = tuple(range(3, len(layers), 4))
         pixels = (height >> halvings) * (full_width >> halvings)
         self.classifier = nn.Linear(width * pixels, num_classes)
 

@@ -63,6 +63,8 @@ class MobileNetV2(Network):
                 inputs = width
         layers += [*_stage(norm, inputs, LAST, 1), nn.AdaptiveAvgPool2d(1)]
         self.features = nn.Sequential(*layers)
+        blocks = [k for k, layer in enumerate(layers) if isinstance(layer, InvertedResidual)]
+        self.block_ends = (*blocks, len(layers) - 1)
         self.classifier = nn.Linear(LAST, num_classes)
 
 

@@ -55,6 +55,8 @@ class ResNet18(Network):
                 layers.append(BasicBlock(norm, inputs, width, stride if block == 0 else 1))
                 inputs = width
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
+        blocks = [k for k, layer in enumerate(layers) if isinstance(layer, BasicBlock)]
+        self.block_ends = (*blocks[:-1], len(layers))
         self.classifier = nn.Linear(inputs, num_classes)
 
 

@@ -47,4 +47,6 @@ class VGG19(Network):
                 inputs = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
+        pools = [k for k, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        self.block_ends = (*pools[:-1], len(layers))
         self.classifier = nn.Linear(inputs, num_classes)

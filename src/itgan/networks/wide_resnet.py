@@ -53,6 +53,8 @@ class WRN16x8(Network):
                 inputs = width
         layers += [make_norm(norm, inputs), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)]
         self.features = nn.Sequential(*layers)
+        blocks = [k for k, layer in enumerate(layers) if isinstance(layer, WideBlock)]
+        self.block_ends = (*blocks[:-1], len(layers) - 1)
         self.classifier = nn.Linear(inputs, num_classes)
 
 
