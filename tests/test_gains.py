@@ -309,7 +309,7 @@ def test_what_has_no_gains_is_refused(images):
 
 
 def test_gains_are_of_one_shard(generator, bank, images):
-    message = "gains_rate=0.01: with shard_per_class=2 each shard of 4 latents would tune gains"
+    message = "gains_rate=0.01: shard_per_class=2 deals the 4 latents of a class into shards"
     with pytest.raises(InputError, match=message):
         condense(generator, bank, images, changed(shard_per_class=2))
     with pytest.raises(InputError, match=message):

@@ -869,10 +869,10 @@ def test_additions_and_soft_labels_leave_other_cells_as_they_were(experiment):
 def test_what_the_additions_cannot_do_is_refused_before_anything_is_computed(experiment, tmp_path):
     wrong = {"gains_rate": 0.1, "shard_per_class": 1}
     made = experiment(sources=("itgan-plus",), plus=wrong)
-    with pytest.raises(InputError, match=r"^plus\.gains_rate=0\.1: with shard_per_class=1 each"):
+    with pytest.raises(InputError, match=r"^plus\.gains_rate=0\.1: shard_per_class=1 deals the 2"):
         compute(made, Run(tmp_path))
     experiment(sources=("itgan",), plus=wrong).check()  # is not computed
-    with pytest.raises(InputError, match=r"^condensation\.gains_rate=0\.1: with shard_per"):
+    with pytest.raises(InputError, match=r"^condensation\.gains_rate=0\.1: shard_per_class=1"):
         experiment(condensation=wrong).check()
 
 

@@ -265,6 +265,16 @@ CASES = [
         "zero steps", "run digits --dm.steps 0", "dm.steps: input should be greater than or equal"
     ),
     Case(
+        "layers of gradients",
+        "run digits --condensation.matching gradient --condensation.layers all",
+        "layers: gradients are of all layers already",
+    ),
+    Case(
+        "gains in several shards",
+        "run digits --sources itgan-plus --plus.shard-per-class 3",
+        "plus.gains_rate=0.001: shard_per_class=3 deals the 10 latents of a class into",
+    ),
+    Case(
         "NaN", "run digits --dm.learning-rate nan", "dm.learning_rate: input should be a finite n"
     ),
     Case(

@@ -76,9 +76,9 @@ def check_gains(generator: ConditionalGenerator, config: CondensationConfig, mos
     _tunable(generator)
     if config.splitting == "fixed" and (config.shard_per_class or most) < most:
         raise InputError(
-            f"gains_rate={config.gains_rate:g}: with shard_per_class={config.shard_per_class} "
-            f"each shard of {most} latents would tune gains of its own; leave shard_per_class "
-            "out, or give splitting random"
+            f"gains_rate={config.gains_rate:g}: shard_per_class={config.shard_per_class} deals "
+            f"the {most} latents of a class into shards that would each tune gains of their own; "
+            "leave shard_per_class out, or give splitting random"
         )
 
 
