@@ -26,6 +26,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def data_options(options: argparse.ArgumentParser) -> None:
+    """Options of benchmarks that need a trained generator and the images it learned from."""
+    options.add_argument("--dataset", default="digits")
+    options.add_argument("--generator", default="biggan-digits")
+    options.add_argument(
+        "--validation", type=int, default=200, help="held out, as in its training"
+    )
+
+
 def machine(threads: int) -> None:
     """Set the threads, and print what the figures depend on."""
     torch.set_num_threads(threads)

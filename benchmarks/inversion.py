@@ -8,7 +8,7 @@ its seconds are printed beside, with the number of images from which on it pays.
 
 import reference
 import torch
-from common import load_biggan, machine, parser, seconds
+from common import data_options, load_biggan, machine, parser, seconds
 
 from itgan import load_dataset
 from itgan.configs import EncoderConfig, EvaluationConfig, InversionConfig
@@ -23,9 +23,7 @@ from itgan.splits import stratified
 def main() -> None:
     """Measure."""
     options = parser(__doc__)
-    options.add_argument("--dataset", default="digits")
-    options.add_argument("--generator", default="biggan-digits")
-    options.add_argument("--validation", type=int, default=200)
+    data_options(options)
     options.add_argument("--images", type=int, default=100, help="of the training set")
     options.add_argument("--steps", type=int, default=1000, help="of the plain inversion")
     options.add_argument("--most", type=int, default=200, help="steps from the encoder's guess")

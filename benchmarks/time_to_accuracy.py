@@ -13,7 +13,7 @@ from pathlib import Path
 
 import reference
 import torch
-from common import load_biggan, machine, median, parser, seconds
+from common import data_options, load_biggan, machine, median, parser, seconds
 
 from itgan import SyntheticSet, evaluate, load_dataset
 from itgan.condensation import condense
@@ -29,9 +29,7 @@ from itgan.splits import stratified
 def main() -> None:
     """Measure."""
     options = parser(__doc__)
-    options.add_argument("--dataset", default="digits")
-    options.add_argument("--generator", default="biggan-digits")
-    options.add_argument("--validation", type=int, default=200)
+    data_options(options)
     options.add_argument("--latents", type=int, default=50, help="of each class")
     options.add_argument("--real", type=int, default=128, help="images of each class")
     options.add_argument("--steps", type=int, default=300, help="of the reference")

@@ -129,6 +129,8 @@ def test_a_kill_while_the_extractor_learns_loses_nothing(unbroken, digits, tmp_p
     monkeypatch.setattr(autoencoding, "train_extractor", train)
     pretrain_autoencoder(TINY, digits, tmp_path)
     assert_same(tmp_path, unbroken)
+    assert {path.name for path in tmp_path.iterdir()} == {p.name for p in unbroken.iterdir()}
+    assert snapshots[0].load() is None
 
 
 def test_who_learns_when(digits):

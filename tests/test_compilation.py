@@ -39,14 +39,46 @@ for seed, n, layers in (
 print(counter.frame_count)
 """
 
+TUNED = """
+import torch
+import torch._dynamo.testing
+from itgan import compilation
+from itgan.gains import Gains
+from itgan.generators import FrozenGenerator
+from itgan.generators.biggan import BigGAN, BigGANShape
+
+counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+form = torch.compile(compilation._generate, backend=counter)
+compilation._compile = lambda function: form
+torch.manual_seed(0)
+generator = FrozenGenerator.from_biggan(BigGAN(BigGANShape(2, 3, (1, 8, 8), 4)).eval())
+gains = Gains(generator, 0.1)
+z, labels = torch.randn(5, 4, requires_grad=True), torch.tensor([0, 1, 2, 1, 0])
+leaves = [z, *gains.tables.values()]
+found = []
+for compiled in (True, False):
+    images = compilation.generate(gains.generator, z, labels, compiled=compiled)
+    found.append([images, *torch.autograd.grad(images.square().sum(), leaves)])
+torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+print(counter.frame_count)
+"""
+
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++"))), reason="needs a C++ compiler")
-def test_one_form_serves_fresh_weights_and_every_batch():
+@pytest.mark.parametrize(
+    ("script", "forms"),
+    [
+        (PARITY, 4),  # of last and of all layers, with a graph and without
+        (TUNED, 1),
+    ],
+    ids=["fresh weights and every batch", "tuned class gains"],
+)
+def test_compiled_forms_compute_the_same(script, forms):
     result = subprocess.run(
-        [sys.executable, "-c", PARITY], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "4"  # of last and of all layers, with a graph and without
+    assert result.stdout.strip() == str(forms)
 
 
 def test_without_a_compiler_networks_run_as_written(monkeypatch):

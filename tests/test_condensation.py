@@ -891,3 +891,21 @@ def test_a_measured_micro_batch_is_kept_by_the_bank_and_by_a_resumed_run(
     monkeypatch.setattr(itgan.condensation, "fastest_micro_batch", lambda *_: 40)
     resumed = condense(Toy(), start, few, auto, pool=Fresh(), checkpoint=checkpoint)
     assert resumed.provenance["config"]["micro_batch"] == 7
+
+
+# The last steps in fp32
+
+
+def test_the_last_share_of_the_steps_is_in_fp32(digits):
+    few = digits.train.select(range(40))
+    start = sample_latents(Toy(), few)
+
+    def made(**fields):
+        return condense(Toy(), start, few, changed(steps=4, **fields), pool=Fresh()).latents
+
+    exact, narrow = made(precision="fp32"), made(precision="bf16")
+    assert not torch.equal(exact, narrow)
+    assert torch.equal(made(precision="bf16", fp32_share=1.0), exact)
+    late = made(precision="bf16", fp32_share=0.5)
+    assert not torch.equal(late, narrow)
+    assert not torch.equal(late, exact)

@@ -311,7 +311,7 @@ def pretrain(
         checkpoint = Checkpoint(
             out / "checkpoint.safetensors", identity, config.checkpoint_seconds
         )
-        begun = 0
+        begun, first = 0, checkpoint.part("first")
         if (found := checkpoint.load()) is not None:
             trainer.restore(found[0])
             begun = found[1]["step"]
@@ -322,11 +322,12 @@ def pretrain(
                 )
             say(f"pretrain: goes on at step {begun} of {config.steps}")
         else:
-            trainer.prepare(checkpoint.part("first"))
+            trainer.prepare(first)
         artefacts.write_json(out / "config.json", config.model_dump())
         journal = Journal(out, begun)
         try:
             _train(trainer, data, checkpoint, begun, journal)
+            first.clear()  # the snapshot of the training has it all
         finally:
             journal.close()
         return _export(trainer, data, identity, journal)

@@ -71,7 +71,7 @@ class Problem:
     precision: str
     discrepancy: Discrepancy = matching.DistributionMatching()  # noqa: RUF009 - stateless
     kept_graphs: int = 1  # micro-batches that are not computed twice
-    compile: bool = False
+    compile: bool = False  # not where the discrepancy needs second derivatives
     tuned: Sequence[Tensor] = ()  # leaves that the generator reads, and that are learned too
 
 
@@ -114,7 +114,6 @@ def descend(
     chunks = torch.arange(len(problem.labels), device=device).split(problem.micro_batch)
     dtype = read(chunks[0][:1]).dtype
     weights = mean_weights(problem.labels, dtype)
-    compiled = problem.compile and not match.needs_graph  # which compiled forms do not give twice
 
     def forward(chunk: Tensor, *, graph: bool) -> Forward:
         z, labels, w = read(chunk).detach(), problem.labels[chunk], weights[:, chunk]
@@ -123,7 +122,9 @@ def descend(
             with torch.set_grad_enabled(graph):
                 images = generate(problem.generator, z, labels, compiled=problem.compile)
             with torch.set_grad_enabled(graph or match.needs_graph):
-                features = [d.embed(images, labels, compiled=compiled).to(dtype) for d in draws]
+                features = [
+                    d.embed(images, labels, compiled=problem.compile).to(dtype) for d in draws
+                ]
         parts = [
             match.statistic(d.network, f, labels, w, differentiable=graph)
             for d, f in zip(draws, features, strict=True)
