@@ -446,7 +446,7 @@ class Experiment:
             if isinstance(chosen, SyntheticSet) and dtype != "fp32":
                 chosen = chosen.stored_as(dtype)
             if teacher is not None:
-                chosen = soften(chosen, teacher.to(pick_device(self.config.device)))
+                chosen = soften(chosen, teacher.to(self.device))
             (trial,) = evaluate(
                 chosen,
                 self.scored_on,
