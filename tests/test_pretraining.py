@@ -20,8 +20,9 @@ from itgan.errors import InputError
 from itgan.generator_configs import MetricsConfig, PretrainingConfig
 from itgan.generators import FrozenGenerator, load_generator
 from itgan.generators.biggan import power_step
+from itgan.journal import Journal
 from itgan.metrics import measure
-from itgan.pretraining import EpochStream, GANTrainer, parse_diffaugment, pretrain
+from itgan.pretraining import EpochStream, GANTrainer, parse_diffaugment, pretrain, settled
 
 TINY = PretrainingConfig(
     steps=6,
@@ -140,7 +141,8 @@ def test_figures_in_the_log_change_nothing_else(unbroken, tmp_path):
     measured = [row for row in rows if "d_loss" not in row]
     assert [row["step"] for row in measured] == [4, 6]
     last = measured[-1]
-    names = [name for name in last if name != "step"]
+    names = [name for name in last if name not in ("step", "score")]
+    assert last["score"] == -last[names[0]]  # more precision is better
     assert [name.partition(" (")[0] for name in names] == ["precision", "coverage"]
     again = measure(load_generator(path), data, MEASURED, tmp_path, "cpu")
     assert [(figure.name, figure.value) for figure in again] == [(n, last[n]) for n in names]
@@ -153,6 +155,43 @@ def test_measuring_needs_validation_images(digits, tmp_path):
         InputError, match=r"^measure_every: the training is measured on validation"
     ):
         pretrain(tiny(measure_every=1), digits, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "expected"),
+    [
+        ([], 1, False),
+        ([3.0], 1, False),
+        ([3.0, 2.99], 1, True),
+        ([3.0, 2.96], 1, False),
+        ([3.0, 5.0, 2.9], 2, False),
+        ([3.0, 5.0, 2.98, 3.0], 2, True),
+        ([3.0, 5.0, 6.0, 7.0], 0, False),
+        ([-0.5, -0.502], 1, True),
+        ([-0.5, -0.51], 1, False),
+    ],
+)
+def test_a_score_has_settled_when_it_gained_less_than_a_hundredth(
+    tmp_path, scores, patience, expected
+):
+    journal = Journal(tmp_path, 0)
+    for step, score in enumerate(scores):
+        journal.numbers(step, {"d_loss": 1.0}, {})
+        journal.numbers(step, {"score": score}, {})
+    assert settled(journal, patience) is expected
+    journal.close()
+
+
+def test_a_settled_training_stops_and_stays_stopped(tmp_path, monkeypatch):
+    digits = load_dataset("digits", validation=50)
+    monkeypatch.setattr(GANTrainer, "held_out", lambda *_: {"score": 1.0})
+    config = tiny(steps=50, measure_every=2, patience=2)
+    path = pretrain(config, digits, tmp_path)
+    first = path.read_bytes()
+    assert max(row["step"] for row in artefacts.read_jsonl(tmp_path / "metrics.jsonl")) == 6
+    assert pretrain(config, digits, tmp_path).read_bytes() == first
+    pretrain(config.model_copy(update={"patience": 0, "steps": 7}), digits, tmp_path)
+    assert max(row["step"] for row in artefacts.read_jsonl(tmp_path / "metrics.jsonl")) == 7
 
 
 # --- resume -------------------------------------------------------------------------------------
@@ -444,7 +483,10 @@ class Grey(nn.Module):
 
 def test_the_hinge_losses_by_hand(digits, monkeypatch):
     trainer = GANTrainer(tiny(diffaugment="none", flip=False), digits.train)
-    trainer.generator, trainer.discriminator = Grey(), Brightness()
+    trainer.generate, trainer.judge = trainer.generator, trainer.discriminator = (
+        Grey(),
+        Brightness(),
+    )
     monkeypatch.setattr(pretraining, "descend", lambda _, loss, name: loss.detach())
     rows = trainer.stream.batch(0)
     real = 3 * digits.train.floats(rows).mean((1, 2, 3)) - digits.train.labels[rows]
@@ -458,7 +500,10 @@ def test_the_hinge_losses_by_hand(digits, monkeypatch):
 
 def test_real_images_are_mirrored_half_of_the_time(digits):
     trainer = GANTrainer(tiny(diffaugment="none", batch_size=400, channels=1), digits.train)
-    trainer.generator, trainer.discriminator = Grey(), Brightness()
+    trainer.generate, trainer.judge = trainer.generator, trainer.discriminator = (
+        Grey(),
+        Brightness(),
+    )
     trainer.adam["discriminator"] = torch.optim.SGD(trainer.generator.parameters(), 0.0)
     trainer.discriminator.forward = lambda x, y: 3 * x.mean((1, 2, 3)) * trainer.generator.value
     seen = []

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from itgan.artefacts import Checkpoint
+from itgan.compilation import embed
 from itgan.data import Dataset, ImageSet
 from itgan.devices import autocast
 from itgan.embedding import NetworkSpec, train_extractor
 from itgan.generator_configs import AutoencodingConfig
 from itgan.generators import ENCODER
 from itgan.generators.encoder import ConvEncoder
-from itgan.pretraining import EpochStream, GANTrainer, adam, descend, pretrain
+from itgan.pretraining import SCORE, EpochStream, GANTrainer, adam, descend, pretrain
 from itgan.randomness import derive, derive_seed
+from itgan.reconstruction import decibels
 
 
 def divergence(mean: Tensor, log_sigma: Tensor) -> Tensor:
@@ -51,6 +53,7 @@ class AutoencoderTrainer(GANTrainer):
         for network in (self.encoder, self.average_encoder):
             network.to(self.device)
             network.to(memory_format=torch.channels_last)  # pyrefly: ignore
+        self.posterior = self._hastened(self.encoder.posterior)
         self.adam["encoder"] = adam(self.encoder, config.encoder_rate)
         self.extractor = NetworkSpec.of(config.extractor.network, data).build()
         self.extractor.to(self.device).requires_grad_(False).eval()
@@ -84,9 +87,9 @@ class AutoencoderTrainer(GANTrainer):
         real, labels = self._reals(self.reconstructed.batch(step), rng)
         noise = torch.randn(len(real), config.latent_dim, generator=rng).to(self.device)
         with autocast(self.device, config.precision):
-            mean, log_sigma = self.encoder.posterior(real, labels)
-            made = self.generator(mean + log_sigma.exp() * noise, labels).float()
-            features = self.extractor.embed(made).float() - self.extractor.embed(real).float()
+            mean, log_sigma = self.posterior(real, labels)
+            made = self.generate(mean + log_sigma.exp() * noise, labels).float()
+            features = self._features(made) - self._features(real)
         losses = {
             "l1": (made - real).abs().mean(),
             "feature": features.square().mean(),
@@ -101,6 +104,29 @@ class AutoencoderTrainer(GANTrainer):
         descend([self.adam["generator"], self.adam["encoder"]], loss, "autoencoder")
         self.discriminator.requires_grad_(True)
         return {name: value.detach() for name, value in losses.items()}
+
+    def _features(self, images: Tensor) -> Tensor:
+        return embed(self.extractor, images, compiled=self.config.compile).float()
+
+    @torch.no_grad()
+    def held_out(self, data: Dataset, out: Path) -> dict[str, float]:
+        """How the validation images come back from the means of their latents.
+
+        The score is L1 plus the weighted features; PSNR (dB) and figures of samples beside it.
+        """
+        images, decoder = data.validation, self.averaged()
+        assert images is not None  # ``pretrain`` saw to it
+        losses, squares = [], []
+        for rows in torch.arange(len(images)).split(self.config.batch_size):
+            real, labels = (x.to(self.device) for x in (images.floats(rows), images.labels[rows]))
+            made = decoder(self.average_encoder(real, labels), labels)
+            pixels, features = made - real, self._features(made) - self._features(real)
+            feature = self.config.feature_weight * features.square().flatten(1).mean(1)
+            losses.append(pixels.abs().flatten(1).mean(1) + feature)
+            squares.append(pixels.square().flatten(1).mean(1))
+        told = {SCORE: torch.cat(losses), "psnr": decibels(torch.cat(squares))}
+        means = {name: float(values.mean()) for name, values in told.items()}
+        return super().held_out(data, out) | means
 
     def exported(self) -> dict[str, Tensor]:
         """The decoder, and the encoder under ``encoder.``: both averaged."""

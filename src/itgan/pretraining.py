@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.augment import Augmentation, siamese
+from itgan.compilation import hastened
 from itgan.data import Dataset, ImageSet
 from itgan.devices import autocast, pick_device
 from itgan.errors import InputError
@@ -39,10 +40,13 @@ DIFFAUGMENT = {"translation": "crop", "cutout": "cutout", "color": "color"}
 LOG_EVERY = 50
 # Fields that say where, how long and what is told, not what is trained: another value goes on with
 # the same training.
-TOLD = {"checkpoint_seconds", "measure_every", "monitor", "card"}
+TOLD = {"checkpoint_seconds", "measure_every", "patience", "monitor", "card"}
 PLACES = {"steps", "device", "dataset", "image_column", "label_column", "out"} | TOLD
 LARGEST_LOSS = 1e6
 SAMPLE_EVERY = 1000
+SCORE = "score"  # of a measurement, in the journal: lower is better
+DISTANCES = ("frechet", "kernel")  # figures of which less is better
+IMPROVEMENT = 0.01  # of the score, that the patience waits for
 
 
 def parse_diffaugment(policy: str) -> tuple[str, ...]:
@@ -121,9 +125,16 @@ class GANTrainer:
             "generator": adam(self.generator, config.generator_rate),
             "discriminator": adam(self.discriminator, config.discriminator_rate),
         }
+        self.generate, self.judge = (
+            self._hastened(self.generator),
+            self._hastened(self.discriminator),
+        )
         self.stream = EpochStream(len(data), config.batch_size, config.seed)
         self.images = data.images.to(self.device)
         self.labels = data.labels.to(self.device)
+
+    def _hastened(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return hastened(function, self.device) if self.config.compile else function
 
     def identity(self) -> list[Any]:
         """What the training follows from, as JSON."""
@@ -153,7 +164,7 @@ class GANTrainer:
                 fake, fake_labels = self._fakes(rng)
             images = torch.cat([_diffaugment(x, self.groups, rng) for x in (real, fake.float())])
             images = images.contiguous(memory_format=torch.channels_last)
-            scores = self.discriminator(images, torch.cat([labels, fake_labels])).float()
+            scores = self.judge(images, torch.cat([labels, fake_labels])).float()
         of_real, of_fake = scores.split([len(real), len(fake)])
         loss = F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()
         return descend([self.adam["discriminator"]], loss, "discriminator")
@@ -169,7 +180,7 @@ class GANTrainer:
         with autocast(self.device, self.config.precision):
             fake, labels = self._fakes(rng)
             fake = _diffaugment(fake.float(), self.groups, rng)
-            return -self.discriminator(fake, labels).float().mean()
+            return -self.judge(fake, labels).float().mean()
 
     def _reals(self, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = rows.to(self.device)
@@ -183,7 +194,7 @@ class GANTrainer:
         n = self.config.batch_size
         latents = torch.randn(n, self.config.latent_dim, generator=rng)
         labels = torch.randint(self.data.num_classes, (n,), generator=rng).to(self.device)
-        return self.generator(latents.to(self.device), labels), labels
+        return self.generate(latents.to(self.device), labels), labels
 
     @torch.no_grad()
     def _average_step(self, step: int) -> None:
@@ -230,6 +241,16 @@ class GANTrainer:
         """The tensors of the file that stays: averaged weights, and ``raw.`` ones."""
         raw = {f"{RAW}{name}": t for name, t in self.generator.state_dict().items()}
         return {**self.averaged().state_dict(), **raw}
+
+    def held_out(self, data: Dataset, out: Path) -> dict[str, float]:
+        """What the average reaches on the validation images: the score, and figures by name."""
+        generator = FrozenGenerator.from_biggan(self.averaged())
+        figures = measure(generator, data, self.config.monitor, out, self.config.device)
+        named = {figure.name: figure.value for figure in figures}
+        if not named:
+            return {}
+        first = figures[0]
+        return {SCORE: first.value if first.figure in DISTANCES else -first.value, **named}
 
     def sample_grid(self) -> Image.Image:
         """One row of pictures for each class (of at most ten)."""
@@ -338,6 +359,8 @@ def _train(
 ) -> None:
     config = trainer.config
     last = time.monotonic()
+    if settled(journal, config.patience):
+        return
     for step in track(range(begun, config.steps), "pretrain"):
         try:
             losses = trainer.step(step)
@@ -356,15 +379,24 @@ def _train(
             journal.picture(done, trainer.sample_grid())
         if config.measure_every and (done % config.measure_every == 0 or end):
             before = time.monotonic()
-            journal.numbers(done, _measured(trainer, data, journal.out), {})
+            journal.numbers(done, trainer.held_out(data, journal.out), {})
             last += time.monotonic() - before  # no training
+            end |= settled(journal, config.patience)
         checkpoint.offer(done, trainer.state, force=end)
+        if end:
+            break
 
 
-def _measured(trainer: GANTrainer, data: Dataset, out: Path) -> dict[str, float]:
-    generator = FrozenGenerator.from_biggan(trainer.averaged())
-    figures = measure(generator, data, trainer.config.monitor, out, trainer.config.device)
-    return {figure.name: figure.value for figure in figures}
+def settled(journal: Journal, patience: int) -> bool:
+    """Whether the last ``patience`` measurements have improved the score by less than 1 %."""
+    scores = [row[SCORE] for row in journal.rows() if SCORE in row]
+    if not 0 < patience < len(scores):
+        return False
+    before, since = min(scores[:-patience]), min(scores[-patience:])
+    if before - since >= IMPROVEMENT * abs(before):
+        return False
+    say(f"pretrain: the held-out score has settled at {since:.4g}; no further step")
+    return True
 
 
 def _export(trainer: GANTrainer, data: Dataset, identity: str, journal: Journal) -> Path:

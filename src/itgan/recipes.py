@@ -284,7 +284,6 @@ def pretrain_ae_digits() -> AutoencodingConfig:
         latent_dim=32,
         flip=False,
         extractor=EvaluationConfig(updates=300, augmentation=DIGITS_AUGMENTATION),
-        monitor=digits.monitor,
         card=digits.card,
     )
 
@@ -297,7 +296,11 @@ def pretrain_ae_cifar10_cpu() -> AutoencodingConfig:
         steps=20_000,
         adversarial_start=5000,
         precision="bf16",
+        compile=True,
+        measure_every=1000,
+        patience=3,
         extractor=EvaluationConfig(epochs=5, precision="bf16", compile=True),
+        card=pretrain_cifar10_cpu().card,
     )
 
 

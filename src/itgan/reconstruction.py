@@ -110,6 +110,11 @@ class Objective:
         return loss, feature
 
 
+def decibels(error: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of mean squared errors of pixels in [-1, 1]."""
+    return 10 * torch.log10(4 / error.clamp_min(1e-12))
+
+
 @torch.no_grad()
 def psnr(generator: ConditionalGenerator, bank: LatentBank, images: ImageSet) -> float:
     """Mean over images of the peak signal-to-noise ratio in dB, pixels in [-1, 1]."""
@@ -119,5 +124,5 @@ def psnr(generator: ConditionalGenerator, bank: LatentBank, images: ImageSet) ->
             bank.latents[chunk].to(generator.device), bank.labels[chunk].to(generator.device)
         )
         error = (made.cpu() - images.floats(chunk)).square().flatten(1).mean(1)
-        total += float((10 * torch.log10(4 / error.clamp_min(1e-12))).sum())
+        total += float(decibels(error).sum())
     return total / len(bank)
