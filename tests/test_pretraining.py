@@ -188,6 +188,7 @@ def test_a_settled_training_stops_and_stays_stopped(tmp_path, monkeypatch):
     config = tiny(steps=50, measure_every=2, patience=2)
     path = pretrain(config, digits, tmp_path)
     first = path.read_bytes()
+    assert artefacts.read_metadata(path)["config"]["steps"] == 6
     assert max(row["step"] for row in artefacts.read_jsonl(tmp_path / "metrics.jsonl")) == 6
     assert pretrain(config, digits, tmp_path).read_bytes() == first
     pretrain(config.model_copy(update={"patience": 0, "steps": 7}), digits, tmp_path)

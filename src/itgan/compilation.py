@@ -64,7 +64,7 @@ def logits(
 
 
 def hastened(function: Form, device: torch.device) -> Form:
-    """As ``function``, compiled where that is possible: a training's own network, or a method of it.
+    """As ``function``, compiled where that is possible: a network that is trained, or its method.
 
     Every shape gets a form of its own, whichever came before, so that a training which goes on
     after a kill rounds as an unbroken one does.

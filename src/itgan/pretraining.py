@@ -347,20 +347,21 @@ def pretrain(
         artefacts.write_json(out / "config.json", config.model_dump())
         journal = Journal(out, begun)
         try:
-            _train(trainer, data, checkpoint, begun, journal)
+            steps = _train(trainer, data, checkpoint, begun, journal)
             first.clear()  # the snapshot of the training has it all
         finally:
             journal.close()
-        return _export(trainer, data, identity, journal)
+        return _export(trainer, data, identity, journal, steps)
 
 
 def _train(
     trainer: GANTrainer, data: Dataset, checkpoint: Checkpoint, begun: int, journal: Journal
-) -> None:
+) -> int:
+    """Train to the last step, or until the score has settled; returns the number of steps."""
     config = trainer.config
     last = time.monotonic()
     if settled(journal, config.patience):
-        return
+        return begun
     for step in track(range(begun, config.steps), "pretrain"):
         try:
             losses = trainer.step(step)
@@ -384,7 +385,8 @@ def _train(
             end |= settled(journal, config.patience)
         checkpoint.offer(done, trainer.state, force=end)
         if end:
-            break
+            return done
+    return begun
 
 
 def settled(journal: Journal, patience: int) -> bool:
@@ -399,7 +401,9 @@ def settled(journal: Journal, patience: int) -> bool:
     return True
 
 
-def _export(trainer: GANTrainer, data: Dataset, identity: str, journal: Journal) -> Path:
+def _export(
+    trainer: GANTrainer, data: Dataset, identity: str, journal: Journal, steps: int
+) -> Path:
     path = journal.out / "generator.safetensors"
     seconds = sum(row.get("seconds", 0) for row in journal.rows())
     artefacts.save(
@@ -410,7 +414,7 @@ def _export(trainer: GANTrainer, data: Dataset, identity: str, journal: Journal)
             "architecture": "biggan",
             "objective": trainer.OBJECTIVE,
             "weights": "average, raw",
-            "config": trainer.config.model_dump(exclude=TOLD),
+            "config": trainer.config.model_dump(exclude=TOLD) | {"steps": steps},
             "training": identity,
             "dataset": data.name,
             "class_names": list(data.class_names),
