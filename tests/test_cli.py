@@ -13,6 +13,7 @@ import torch
 
 import itgan.generators
 import itgan.pipeline
+import itgan.setting
 from itgan import artefacts, cli
 from itgan.cli import COMMANDS, main
 from itgan.configs import Config, RunConfig
@@ -44,14 +45,14 @@ def file(biggan, tmp_path_factory):
 def _elsewhere(tmp_path, monkeypatch, digits):
     """Relative paths lead nowhere, and digits are loaded once."""
     monkeypatch.chdir(tmp_path)
-    load = itgan.pipeline.load_dataset
+    load = itgan.setting.load_dataset
 
     def loaded(spec, validation=0, **options):
         if (spec, validation, options.get("image_size")) == ("digits", 0, None):
             return digits
         return load(spec, validation=validation, **options)
 
-    monkeypatch.setattr(itgan.pipeline, "load_dataset", loaded)
+    monkeypatch.setattr(itgan.setting, "load_dataset", loaded)
 
 
 @pytest.fixture

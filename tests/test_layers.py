@@ -36,6 +36,8 @@ cards charts pretraining
 autoencoding tables
 report
 runs
+setting
+banks
 pipeline
 publishing scoring inspection
 studies

@@ -5,6 +5,7 @@ from html import escape
 import pytest
 import torch
 
+import itgan.banks
 import itgan.pipeline
 import itgan.runs
 from itgan import artefacts
@@ -93,8 +94,9 @@ def forbid(monkeypatch):
     def work(*args, **kwargs):
         raise AssertionError("computed again")
 
-    for name in ("train_extractor", "invert", "condense", "evaluate"):
-        monkeypatch.setattr(itgan.pipeline, name, work)
+    for name in ("train_extractor", "invert", "condense"):
+        monkeypatch.setattr(itgan.banks, name, work)
+    monkeypatch.setattr(itgan.pipeline, "evaluate", work)
 
 
 def trials_of(path):
@@ -475,7 +477,7 @@ def test_an_encoder_is_a_cell_that_all_inversions_share(experiment, tmp_path):
     assert sorted(cells) == ["encoder", "extractor", "inverted", "inverted"]
     (encoder,) = (run.value(cell) for cell in made.encoder())
     rows, extractor = made.subset(1), run.value(made.extractor())
-    expected = itgan.pipeline.invert(
+    expected = itgan.banks.invert(
         made.generator, rows, made.config.inversion, made._seed(1), extractor, encoder=encoder
     )
     assert torch.equal(run.value(made.inverted(1)).latents, expected.latents)
@@ -527,13 +529,13 @@ def test_a_pool_of_snapshots_is_a_cell_that_all_banks_share(experiment, tmp_path
 
 
 def test_banks_are_matched_in_the_pool_within_its_window(experiment, tmp_path, monkeypatch):
-    condense, given = itgan.pipeline.condense, []
+    condense, given = itgan.banks.condense, []
 
     def spy(*args):
         given.append(args[5])
         return condense(*args)
 
-    monkeypatch.setattr(itgan.pipeline, "condense", spy)
+    monkeypatch.setattr(itgan.banks, "condense", spy)
     made = experiment(condensation={"pool": {**POOL, "window": (0.0, 0.9)}})
     compute(made, Run(tmp_path), "condense")
     (kept,) = (Run(tmp_path).value(cell) for cell in made.pool())

@@ -4,87 +4,32 @@ real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
              └──────────────────────────────> sources ────────┴─> trials ─> report
 """
 
-import functools
-from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
-from itgan.augment import parse_strategy
-from itgan.baselines import (
-    distribution_matching,
-    herding,
-    pixel_set,
-    same_bytes_jpeg,
-    same_bytes_raw,
-)
-from itgan.condensation import condense, fastest_micro_batch
-from itgan.configs import (
-    CondensationConfig,
-    DCConfig,
-    Dtype,
-    RunConfig,
-    Source,
-    with_precision,
-)
-from itgan.data import Dataset, ImageSet, load_dataset
-from itgan.dc import gradient_matching, variant
-from itgan.devices import pick_device, resolve_precision
-from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
-from itgan.encoder import Encoder, train_encoder
-from itgan.errors import InputError
+from itgan.banks import Banks
+from itgan.baselines import herding, pixel_set, same_bytes_jpeg, same_bytes_raw
+from itgan.configs import Dtype, RunConfig, Source
+from itgan.dc import variant
 from itgan.evaluation import UNAUGMENTED, Trial, evaluate
-from itgan.gains import check_gains
-from itgan.generators import StoredGenerator, count_seen, load_generator
-from itgan.inversion import invert
-from itgan.latents import LatentBank, check_images, sample_latents
-from itgan.networks import Network, build_network
-from itgan.randomness import derive, derive_seed
-from itgan.reconstruction import Objective
+from itgan.latents import LatentBank, sample_latents
 from itgan.runs import VIEWS, Cell, Run
+from itgan.setting import UNGENERATED
 from itgan.soft_labels import soften
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
-# Sources that no generator has a part in, and those that a synthetic set's file can hold.
-UNGENERATED = ("real", "random", "herding", "dm", "dc")
 STORED = ("gan", "inversion", "itgan", "itgan-plus")
 HARD = ("real", "gan-fresh")  # sources that are never evaluated with soft labels
 FULL: tuple[Dtype, ...] = ("fp32",)
 
 
-@functools.lru_cache(maxsize=2)  # experiments of one study share their data
-def _load(
-    dataset: str,
-    validation: int | float,
-    image_size: int | None,
-    image_column: str | None,
-    label_column: str | None,
-    normalisation: Literal["measured", "published"],
-) -> Dataset:
-    return load_dataset(
-        dataset,
-        validation=validation,
-        image_size=image_size,
-        image_column=image_column,
-        label_column=label_column,
-        normalisation=normalisation,
-    )
-
-
-class Experiment:
+class Experiment(Banks):
     """A configuration with its data and generator, as a graph of cells."""
-
-    def __init__(self, config: RunConfig) -> None:
-        """Load nothing yet; precisions that were left open are settled by the device."""
-        self.asked = config
-        self.config = with_precision(config, resolve_precision(pick_device(config.device), "auto"))
-        self._subsets: dict[int, ImageSet] = {}
 
     def viewing(self, config: RunConfig) -> "Experiment":
         """The same experiment with another config's choice of sources and seeds."""
@@ -94,277 +39,6 @@ class Experiment:
         other.asked = self.asked.model_copy(update=views)
         other.config = self.config.model_copy(update=views)
         return other
-
-    @cached_property
-    def data(self) -> Dataset:
-        """The data set, validation images taken out."""
-        config = self.config
-        return _load(
-            config.dataset,
-            config.validation,
-            config.image_size,
-            config.image_column,
-            config.label_column,
-            config.normalisation,
-        )
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where to compute."""
-        return pick_device(self.config.device)
-
-    @property
-    def generates(self) -> bool:
-        """Whether any of its sources needs the generator, which is not looked for otherwise."""
-        return not set(self.config.sources) <= set(UNGENERATED)
-
-    @cached_property
-    def generator(self) -> StoredGenerator:
-        """The frozen generator, checked against the data."""
-        config, train = self.config, self.data.train
-        generator = load_generator(
-            config.generator,
-            self.device,
-            config.generator_weights,
-            config.recalibrate,
-            num_classes=train.num_classes,
-            image_shape=train.image_shape,
-        )
-        check_images(generator, train)
-        return generator
-
-    @cached_property
-    def scored_on(self) -> ImageSet:
-        """Validation images if there are any, else test images; or as the config says.
-
-        Raises:
-            InputError: validation images are asked for, and none are held out.
-        """
-        data, wanted = self.data, self.config.score_on
-        if wanted == "validation" and not data.validation:
-            raise InputError("score_on=validation: no image is held out; give --validation too")
-        return data.test if wanted == "test" else data.validation or data.test
-
-    def scored_images_seen(self) -> int:
-        """How many of the images that score the generator's file says it was trained on."""
-        scored = self.scored_on
-        if scored is not self.data.validation or not self.generates:
-            return 0
-        return count_seen(self.config.generator, self.data.name, scored.rows) or 0
-
-    def check(self) -> None:
-        """Refuse now what a later stage would stumble over, hours from here.
-
-        Raises:
-            InputError: a network or an augmentation is unknown, or does not fit the images; or
-                gains are to be tuned that are not there, or in several shards.
-        """
-        config, data = self.config, self.data
-        for name, stage in (
-            ("inversion.extractor", config.inversion.extractor),
-            ("condensation", config.condensation),
-            ("condensation.pool.training", config.condensation.pool.training),
-            ("plus", config.plus),
-            ("plus.pool.training", config.plus.pool.training),
-            ("dm", config.dm),
-            ("dc", config.dc),
-            ("evaluation", config.evaluation),
-        ):
-            try:
-                parse_strategy(stage.augmentation)
-                network = build_network(stage.network, data.image_shape, data.num_classes)
-                if isinstance(stage, CondensationConfig) and stage.layers == "all":
-                    network.require_blocks()
-            except InputError as error:
-                raise InputError(f"{name}.{error}") from error
-        for name, source, stage in (
-            ("condensation", "itgan", config.condensation),
-            ("plus", "itgan-plus", config.plus),
-        ):
-            if source in config.sources and stage.gains_rate:
-                most = int(self.subset(config.latent_seeds[0]).labels.bincount().max())
-                try:
-                    check_gains(self.generator, stage, most)
-                except InputError as error:
-                    raise InputError(f"{name}.{error}") from error
-
-    def subset(self, latent_seed: int) -> ImageSet:
-        """The training rows of a bank: ``latents_per_class`` of each class, drawn by seed."""
-        if latent_seed not in self._subsets:
-            self._subsets[latent_seed] = self._select(latent_seed)
-        return self._subsets[latent_seed]
-
-    def _select(self, latent_seed: int) -> ImageSet:
-        train, wanted = self.data.train, self.config.latents_per_class
-        if wanted is None:
-            return train
-        picks = []
-        for label in range(train.num_classes):
-            members = train.class_indices(label)
-            if len(members) < wanted:
-                raise InputError(
-                    f"latents_per_class={wanted}: class {train.class_names[label]!r} has only "
-                    f"{len(members)} training images; give at most that, or None for all"
-                )
-            rng = derive(self.config.seed, "rows", label, latent_seed)
-            picks.append(members[torch.randperm(len(members), generator=rng)[:wanted]])
-        return train.select(torch.cat(picks))
-
-    def _seed(self, latent_seed: int) -> int:
-        return derive_seed(self.config.seed, "bank", latent_seed)
-
-    def extractor(self) -> Cell:
-        """Psi of Eq. 8, trained on all training images."""
-        config, seed = self.config.inversion.extractor, derive_seed(self.config.seed, "extractor")
-
-        def compute(checkpoint: Checkpoint) -> Network:
-            return train_extractor(self.data.train, config, seed, self.device, checkpoint)
-
-        determinants = {
-            "config": config.identity(),
-            "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
-            "data": self.data.train.fingerprint,
-            "seed": seed,
-        }
-        return Cell("network", "extractor", determinants, (), compute)
-
-    def encoder(self) -> tuple[Cell, ...]:
-        """Where the inversion starts, if the recipe asks for it; one encoder serves all banks."""
-        config, seed = self.config.inversion, derive_seed(self.config.seed, "encoder")
-        if config.start != "encoder":
-            return ()
-
-        def compute(extractor: Network, checkpoint: Checkpoint) -> Encoder:
-            extractor = extractor.to(self.generator.device)
-            objective = Objective(self.generator, extractor, self.data.train, config)
-            return train_encoder(objective, seed, checkpoint)
-
-        weights = config.model_dump(include={"lambda_pixel", "lambda_prior", "precision"})
-        determinants = {
-            "config": {**config.encoder.identity(), **weights},
-            "generator": self.generator.fingerprint,
-            "data": self.data.train.fingerprint,
-            "seed": seed,
-        }
-        return (Cell("encoder", "encoder", determinants, (self.extractor(),), compute),)
-
-    def pool(self, config: CondensationConfig | None = None) -> tuple[Cell, ...]:
-        """Snapshots to match in, where the config (by default itgan's) asks for them."""
-        config = config or self.config.condensation
-        seed = derive_seed(self.config.seed, "pool")
-        if config.pool.kind == "random":
-            return ()
-
-        def compute(checkpoint: Checkpoint) -> SnapshotPool:
-            train, device = self.data.train, self.device
-            return train_pool(train, config.network, config.pool, seed, device, checkpoint)
-
-        determinants = {
-            "config": config.pool.identity(),
-            "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
-            "data": self.data.train.fingerprint,
-            "seed": seed,
-        }
-        return (Cell("pool", "pool", determinants, (), compute),)
-
-    def inverted(self, latent_seed: int) -> Cell:
-        """Eq. 8 for the rows of one bank."""
-        config, seed = self.config.inversion, self._seed(latent_seed)
-        rows = self.subset(latent_seed)
-
-        def compute(extractor: Network, *encoders: Encoder, checkpoint: Checkpoint) -> LatentBank:
-            device = self.generator.device
-            encoder = encoders[0].to(device) if encoders else None
-            extractor = extractor.to(device)
-            return invert(self.generator, rows, config, seed, extractor, checkpoint, encoder)
-
-        determinants = {
-            "config": config.identity(),
-            "generator": self.generator.fingerprint,
-            "images": rows.fingerprint,
-            "seed": seed,
-        }
-        label = f"inverted bank, latent seed {latent_seed}"
-        inputs = (self.extractor(), *self.encoder())
-        return Cell("bank", label, determinants, inputs, compute)
-
-    def micro_batch(self, config: CondensationConfig) -> tuple[Cell, ...]:
-        """How many latents go through at once, where that is to be measured; once for all."""
-        train = self.data.train
-        if config.micro_batch != "auto":
-            return ()
-
-        def compute(checkpoint: Checkpoint) -> int:
-            return fastest_micro_batch(self.generator, train, config)
-
-        determinants = {
-            "config": config.identity(),
-            "generator": self.generator.fingerprint,
-            "image_shape": list(train.image_shape),
-        }
-        return (Cell("number", "micro-batch of condensation", determinants, (), compute),)
-
-    def condensed(self, latent_seed: int) -> Cell:
-        """Eq. 11 from the inverted bank."""
-        return self._condensed("condensed", self.config.condensation, latent_seed)
-
-    def plus(self, latent_seed: int) -> Cell:
-        """The same with what ``itgan-plus`` adds."""
-        return self._condensed("plus", self.config.plus, latent_seed)
-
-    def _condensed(self, name: str, config: CondensationConfig, latent_seed: int) -> Cell:
-        seed = self._seed(latent_seed)
-        measured, pools = self.micro_batch(config), self.pool(config)
-
-        def compute(start: LatentBank, *more: Any, checkpoint: Checkpoint) -> LatentBank:  # noqa: ANN401
-            size = more[0] if measured else config.micro_batch
-            chosen = config.model_copy(update={"micro_batch": size})
-            pool = replace(more[-1], window=config.pool.window) if pools else None
-            return condense(self.generator, start, self.data.train, chosen, seed, pool, checkpoint)
-
-        determinants = {
-            "config": config.identity(),
-            "generator": self.generator.fingerprint,
-            "real": self.data.train.fingerprint,
-            "seed": seed,
-        }
-        label = f"{name} bank, latent seed {latent_seed}"
-        inputs = (self.inverted(latent_seed), *measured, *pools)
-        return Cell("bank", label, determinants, inputs, compute)
-
-    def dm(self, latent_seed: int) -> Cell:
-        """Distribution matching in pixels, from the rows of one bank."""
-        return self._pixels("dm", self.config.dm, distribution_matching, latent_seed)
-
-    def dc(self, latent_seed: int) -> Cell:
-        """Gradient matching in pixels, from the rows of one bank."""
-        return self._pixels("dc", self.config.dc, gradient_matching, latent_seed)
-
-    def _pixels(
-        self,
-        name: str,
-        config: CondensationConfig | DCConfig,
-        learn: Callable[..., LatentBank],
-        latent_seed: int,
-    ) -> Cell:
-        rows, seed = self.subset(latent_seed), self._seed(latent_seed)
-
-        def compute(checkpoint: Checkpoint) -> LatentBank:
-            return learn(rows, self.data.train, config, seed, self.device, checkpoint)
-
-        determinants = {
-            "config": config.identity(),
-            "images": rows.fingerprint,
-            "real": self.data.train.fingerprint,
-            "seed": seed,
-            **self._constants(),
-        }
-        return Cell("bank", f"{name} bank, latent seed {latent_seed}", determinants, (), compute)
-
-    def _constants(self) -> dict[str, str]:
-        """A determinant where the constants are not those of the training images."""
-        chosen = self.config.normalisation
-        return {} if chosen == "measured" else {"normalisation": chosen}
 
     def needs(self, source: Source, latent_seed: int) -> tuple[Cell, ...]:
         """The cells that a source is made from."""

@@ -1,0 +1,173 @@
+"""What an experiment computes with: its configuration, data, generator and rows."""
+
+import functools
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from itgan.augment import parse_strategy
+from itgan.configs import CondensationConfig, RunConfig, Source, with_precision
+from itgan.data import Dataset, ImageSet, load_dataset
+from itgan.devices import pick_device, resolve_precision
+from itgan.errors import InputError
+from itgan.gains import check_gains
+from itgan.generators import StoredGenerator, count_seen, load_generator
+from itgan.latents import check_images
+from itgan.networks import build_network
+from itgan.randomness import derive, derive_seed
+
+# Sources that no generator has a part in.
+UNGENERATED: tuple[Source, ...] = ("real", "random", "herding", "dm", "dc")
+
+
+@functools.lru_cache(maxsize=2)  # experiments of one study share their data
+def _load(
+    dataset: str,
+    validation: int | float,
+    image_size: int | None,
+    image_column: str | None,
+    label_column: str | None,
+    normalisation: Literal["measured", "published"],
+) -> Dataset:
+    return load_dataset(
+        dataset,
+        validation=validation,
+        image_size=image_size,
+        image_column=image_column,
+        label_column=label_column,
+        normalisation=normalisation,
+    )
+
+
+class Setting:
+    """A configuration with its data and generator."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Load nothing yet; precisions that were left open are settled by the device."""
+        self.asked = config
+        self.config = with_precision(config, resolve_precision(pick_device(config.device), "auto"))
+        self._subsets: dict[int, ImageSet] = {}
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set, validation images taken out."""
+        config = self.config
+        return _load(
+            config.dataset,
+            config.validation,
+            config.image_size,
+            config.image_column,
+            config.label_column,
+            config.normalisation,
+        )
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return pick_device(self.config.device)
+
+    @property
+    def generates(self) -> bool:
+        """Whether any of its sources needs the generator, which is not looked for otherwise."""
+        return not set(self.config.sources) <= set(UNGENERATED)
+
+    @cached_property
+    def generator(self) -> StoredGenerator:
+        """The frozen generator, checked against the data."""
+        config, train = self.config, self.data.train
+        generator = load_generator(
+            config.generator,
+            self.device,
+            config.generator_weights,
+            config.recalibrate,
+            num_classes=train.num_classes,
+            image_shape=train.image_shape,
+        )
+        check_images(generator, train)
+        return generator
+
+    @cached_property
+    def scored_on(self) -> ImageSet:
+        """Validation images if there are any, else test images; or as the config says.
+
+        Raises:
+            InputError: validation images are asked for, and none are held out.
+        """
+        data, wanted = self.data, self.config.score_on
+        if wanted == "validation" and not data.validation:
+            raise InputError("score_on=validation: no image is held out; give --validation too")
+        return data.test if wanted == "test" else data.validation or data.test
+
+    def scored_images_seen(self) -> int:
+        """How many of the images that score the generator's file says it was trained on."""
+        scored = self.scored_on
+        if scored is not self.data.validation or not self.generates:
+            return 0
+        return count_seen(self.config.generator, self.data.name, scored.rows) or 0
+
+    def check(self) -> None:
+        """Refuse now what a later stage would stumble over, hours from here.
+
+        Raises:
+            InputError: a network or an augmentation is unknown, or does not fit the images; or
+                gains are to be tuned that are not there, or in several shards.
+        """
+        config, data = self.config, self.data
+        for name, stage in (
+            ("inversion.extractor", config.inversion.extractor),
+            ("condensation", config.condensation),
+            ("condensation.pool.training", config.condensation.pool.training),
+            ("plus", config.plus),
+            ("plus.pool.training", config.plus.pool.training),
+            ("dm", config.dm),
+            ("dc", config.dc),
+            ("evaluation", config.evaluation),
+        ):
+            try:
+                parse_strategy(stage.augmentation)
+                network = build_network(stage.network, data.image_shape, data.num_classes)
+                if isinstance(stage, CondensationConfig) and stage.layers == "all":
+                    network.require_blocks()
+            except InputError as error:
+                raise InputError(f"{name}.{error}") from error
+        for name, source, stage in (
+            ("condensation", "itgan", config.condensation),
+            ("plus", "itgan-plus", config.plus),
+        ):
+            if source in config.sources and stage.gains_rate:
+                most = int(self.subset(config.latent_seeds[0]).labels.bincount().max())
+                try:
+                    check_gains(self.generator, stage, most)
+                except InputError as error:
+                    raise InputError(f"{name}.{error}") from error
+
+    def subset(self, latent_seed: int) -> ImageSet:
+        """The training rows of a bank: ``latents_per_class`` of each class, drawn by seed."""
+        if latent_seed not in self._subsets:
+            self._subsets[latent_seed] = self._select(latent_seed)
+        return self._subsets[latent_seed]
+
+    def _select(self, latent_seed: int) -> ImageSet:
+        train, wanted = self.data.train, self.config.latents_per_class
+        if wanted is None:
+            return train
+        picks = []
+        for label in range(train.num_classes):
+            members = train.class_indices(label)
+            if len(members) < wanted:
+                raise InputError(
+                    f"latents_per_class={wanted}: class {train.class_names[label]!r} has only "
+                    f"{len(members)} training images; give at most that, or None for all"
+                )
+            rng = derive(self.config.seed, "rows", label, latent_seed)
+            picks.append(members[torch.randperm(len(members), generator=rng)[:wanted]])
+        return train.select(torch.cat(picks))
+
+    def _seed(self, latent_seed: int) -> int:
+        return derive_seed(self.config.seed, "bank", latent_seed)
+
+    def _constants(self) -> dict[str, str]:
+        """A determinant where the constants are not those of the training images."""
+        chosen = self.config.normalisation
+        return {} if chosen == "measured" else {"normalisation": chosen}
