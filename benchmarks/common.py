@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from itgan import artefacts
 from itgan.generators import ENCODER, RAW, biggan_from_state, find_generator
@@ -85,6 +86,15 @@ def ratio(taken: Mapping[str, Sequence[float]], slow: str, fast: str) -> str:
     """How many times sooner: median of the runs' ratios, and their range."""
     ratios = [a / b for a, b in zip(taken[slow], taken[fast], strict=True)]
     return f"{median(ratios):.2f} ({min(ratios):.2f} ... {max(ratios):.2f})"
+
+
+def paired(differences: Sequence[float]) -> str:
+    """Mean of paired differences with Student's 95 % interval."""
+    mean, n = statistics.fmean(differences), len(differences)
+    if n < 2:
+        return f"{mean:+.2f} (one pair: no interval)"
+    reach = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+    return f"{mean:+.2f} [{mean - reach:+.2f}, {mean + reach:+.2f}]"
 
 
 def convolution_peak(width: int, precision: str, pixels: int = 16, images: int = 64) -> float:

@@ -1,19 +1,25 @@
 """Condensation: how much sooner the accuracy of the plain reference's last step is reached.
 
 Both start from the same inverted banks and match the same training images. The reference takes
---steps steps; this project's path is scored after each number of --ours steps. Accuracies are
+--steps steps; this project's path is run anew for each number of --ours steps. Accuracies are
 means over --seeds banks, of classifiers trained alike, on validation images. What is printed: the
-seconds of condensation until the first mean that is no worse, and the paired difference there.
+seconds of condensation, how much sooner that is, and the paired difference of the accuracies with
+its interval over banks.
 
 Every part is kept in --out, so that a measurement that was stopped goes on; the parts alternate.
+Only the condensation is timed. With --banks it is all that is done: the classifiers can then be
+trained by a second call, while other work runs.
 """
 
+import functools
 import json
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import reference
 import torch
-from common import data_options, load_biggan, machine, median, parser, seconds
+from common import data_options, load_biggan, machine, median, paired, parser, seconds
 
 from itgan import SyntheticSet, evaluate, load_dataset
 from itgan.condensation import condense
@@ -22,7 +28,7 @@ from itgan.embedding import train_extractor
 from itgan.generators import FrozenGenerator
 from itgan.inversion import invert
 from itgan.latents import LatentBank
-from itgan.networks import build_network
+from itgan.networks import Network, build_network
 from itgan.splits import stratified
 
 
@@ -37,11 +43,14 @@ def main() -> None:
     options.add_argument("--learning-rate", type=float, default=0.01, help="of both")
     options.add_argument("--our-rate", type=float, help="of this project's path, if another")
     options.add_argument("--embeddings", type=int, default=1, help="of ours, for each step")
+    options.add_argument("--average", type=float, default=0.0, help="of ours, share of the steps")
+    options.add_argument("--precision", default="bf16", help="of ours")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--networks", type=int, nargs="+", default=[0, 1])
     options.add_argument("--updates", type=int, default=200, help="of each classifier")
     options.add_argument("--inversion-steps", type=int, default=150)
     options.add_argument("--augmentation", default=AUGMENTATION)
+    options.add_argument("--banks", action="store_true", help="only what is timed; score later")
     options.add_argument("--out", type=Path, default=Path("runs/time-to-accuracy"))
     args = options.parse_args()
     machine(args.threads)
@@ -49,33 +58,42 @@ def main() -> None:
     model = load_biggan(args.generator)
     generator = FrozenGenerator.from_biggan(model)
     state = {name: t.detach() for name, t in model.state_dict().items()}
-    quick = {"precision": "bf16", "compile": True, "augmentation": args.augmentation}
-    scoring = EvaluationConfig(updates=args.updates, **quick)
+    quick = {"compile": True, "augmentation": args.augmentation}
+    scoring = EvaluationConfig(updates=args.updates, precision="bf16", **quick)
     args.out.mkdir(parents=True, exist_ok=True)
+
+    @functools.cache
+    def extractor() -> Network:
+        return train_extractor(data.train, scoring, 0, generator.device)
 
     def start(seed: int) -> LatentBank:
         path = args.out / f"start-{seed}.safetensors"
         if not path.exists():
             train = data.train
-            extractor = train_extractor(train, scoring, 0, generator.device)
-            per_class = args.latents * train.num_classes
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
             shuffled = train.select(order)
-            rows = shuffled.select(stratified(shuffled.labels, per_class))
+            rows = shuffled.select(stratified(shuffled.labels, args.latents * train.num_classes))
             config = InversionConfig(steps=args.inversion_steps, precision="bf16", compile=True)
-            invert(generator, rows, config, seed, extractor).save(path)
+            invert(generator, rows, config, seed, extractor()).save(path)
         return LatentBank.load(path)
 
-    def scored(name: str, seed: int, make: object) -> dict[str, object]:
-        path = args.out / f"{name}-{seed}.json"
-        if not path.exists():
-            made: list[LatentBank] = []
-            taken = seconds(lambda: made.append(make()))
-            synthetic = SyntheticSet(generator, made[0])
-            trials = evaluate(synthetic, data.validation, scoring, args.networks)
-            part = {"seconds": taken, "accuracies": [trial.accuracy for trial in trials]}
-            path.write_text(json.dumps(part))
-        return json.loads(path.read_text())
+    def timed(name: str, seed: int, make: Callable[[], LatentBank]) -> float:
+        """The seconds that a bank takes; it is kept."""
+        path, note = args.out / f"{name}-{seed}.safetensors", args.out / f"{name}-{seed}.json"
+        if not note.exists():
+            taken = seconds(lambda: make().save(path))
+            note.write_text(json.dumps(taken))
+        return json.loads(note.read_text())
+
+    def accuracy(name: str, seed: int, network: int) -> float:
+        """In percent, of one classifier trained on a bank."""
+        note = args.out / f"{name}-{seed}-{network}.json"
+        if not note.exists():
+            bank = LatentBank.load(args.out / f"{name}-{seed}.safetensors")
+            synthetic = SyntheticSet(generator, bank)
+            (trial,) = evaluate(synthetic, data.validation, scoring, [network])
+            note.write_text(json.dumps(100 * trial.accuracy))
+        return json.loads(note.read_text())
 
     def plain(seed: int) -> LatentBank:
         bank, train = start(seed), data.train
@@ -113,6 +131,8 @@ def main() -> None:
             learning_rate=args.our_rate or args.learning_rate,
             real_per_class=args.real,
             embeddings_per_step=args.embeddings,
+            average=args.average,
+            precision=args.precision,
             micro_batch=40,
             kept_graphs=16,
             **quick,
@@ -120,22 +140,30 @@ def main() -> None:
         return condense(generator, start(seed), data.train, config, seed)
 
     ours(1, args.seeds[0])  # compiles
-    goals, tries = [], {steps: [] for steps in args.ours}
+    rate = args.our_rate or args.learning_rate
+    label = f"ours-{args.precision}-{rate:g}-{args.embeddings}-{args.average:g}"
+    names = {"reference": args.steps, **{f"{label}-{steps}": steps for steps in args.ours}}
+    taken: dict[str, list[float]] = {name: [] for name in names}
     for seed in args.seeds:
-        goals.append(scored("reference", seed, lambda seed=seed: plain(seed)))
-        for steps in args.ours:
-            name = f"ours-{args.our_rate or args.learning_rate:g}-{args.embeddings}-{steps}"
-            part = scored(name, seed, lambda steps=steps, seed=seed: ours(steps, seed))
-            tries[steps].append(part)
-    goal = 100 * torch.tensor([g["accuracies"] for g in goals]).mean()
-    taken = median([g["seconds"] for g in goals])
-    print(f"\nreference  {args.steps} steps, {taken:.0f} s, {goal:.2f} %")
-    for steps, parts in tries.items():
-        found = 100 * torch.tensor([p["accuracies"] for p in parts])
-        sooner = taken / median([p["seconds"] for p in parts])
+        start(seed)
+        for name, steps in names.items():
+            make = functools.partial(plain, seed)
+            if name != "reference":
+                make = functools.partial(ours, steps, seed)
+            taken[name].append(timed(name, seed, make))
+    if args.banks:
+        return
+    found = {
+        name: [statistics.fmean(accuracy(name, s, n) for n in args.networks) for s in args.seeds]
+        for name in names
+    }
+    goal, reference_seconds = found["reference"], median(taken["reference"])
+    for name, steps in names.items():
+        differences = [a - b for a, b in zip(found[name], goal, strict=True)]
+        own = median(taken[name])
         print(
-            f"ours       {steps} steps, {median([p['seconds'] for p in parts]):.0f} s "
-            f"({sooner:.1f} times sooner), {found.mean():.2f} %, {found.mean() - goal:+.2f}"
+            f"{name:<28} {steps:>4} steps {own:>6.0f} s, {reference_seconds / own:>5.1f} times "
+            f"sooner, {statistics.fmean(found[name]):.2f} %, difference {paired(differences)}"
         )
 
 
