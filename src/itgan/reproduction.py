@@ -51,6 +51,7 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
         scale,
         whole=whole,
         few=_placed(scale.few, config, "CIFAR10"),
+        main=_placed(scale.main, config, "CIFAR10"),
         many=_placed(scale.many, config, "CIFAR10"),
     )
     found = list(STUDIES[name].entries(scale))
@@ -161,6 +162,10 @@ def _texts(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
         lines.append(
             [row, *(MISSING if r is None else _figure(r["mean"], r["std"], r["n"]) for r in ours)]
         )
+        if STUDIES[study].by_bytes:
+            lines.append(
+                ["  KiB", *("" if r is None else f"{r['bytes'] / 1024:,.0f}" for r in ours)]
+            )
         if printed := published().get(study, {}).get(row):
             theirs = [printed.get(column) for column in across]
             lines.append(["  paper", *("" if f is None else _figure(*f) for f in theirs)])
@@ -174,7 +179,7 @@ def terminal_table(rows: Iterable[Row], title: str) -> Table:
     for i, column in enumerate(head):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for line in lines:
-        table.add_row(*line, style="dim" if line[0] == "  paper" else "")
+        table.add_row(*line, style="dim" if line[0].startswith(" ") else "")
     return table
 
 
@@ -236,7 +241,13 @@ def _charts(study: Study, measured: Sequence[Measured]) -> list[Curve]:
     series: dict[str, list[tuple[list[float], list[float]]]] = {}
     for row in dict.fromkeys(one.entry.row for one in measured):
         ones = [one for one in measured if one.entry.row == row]
-        xs = [float(one.entry.column) for one in ones]
+        xs = [_place(study, one) for one in ones]
         accuracies = zip(*(one.trials for one in ones), strict=True)
         series[row] = [(xs, [100 * trial.accuracy for trial in trials]) for trials in accuracies]
-    return [Curve(study.title, "", "accuracy on real images, %", series)]
+    across = "KiB of a set" if study.by_bytes else ""
+    return [Curve(study.title, across, "accuracy on real images, %", series)]
+
+
+def _place(study: Study, one: Measured) -> float:
+    """Where a figure stands on the horizontal axis."""
+    return one.trials[0].bytes / 1024 if study.by_bytes else float(one.entry.column)

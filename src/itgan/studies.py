@@ -1,4 +1,4 @@
-"""The paper's tables and figures: each a view over cells, in the paper's rows and columns.
+"""The paper's tables and figures in its rows and columns, and studies of our own: views of cells.
 
 A study lists entries, an entry is one printed figure: the configuration and the source whose
 trials it is the mean of. Entries of several studies that come to the same cells share them.
@@ -21,6 +21,19 @@ METHODS: Mapping[str, Source] = {
     "Inversion": "inversion",
     "IT-GAN": "itgan",
     "DM": "dm",
+    "Upper-bound": "real",
+}
+SOURCES: Mapping[str, Source] = {
+    "Random": "random",
+    "Random, same bytes": "random-raw",
+    "Random, same bytes as JPEG": "random-jpeg",
+    "Herding": "herding",
+    "DM": "dm",
+    "GAN": "gan",
+    "GAN, fresh samples": "gan-fresh",
+    "Inversion": "inversion",
+    "IT-GAN": "itgan",
+    "IT-GAN plus": "itgan-plus",
     "Upper-bound": "real",
 }
 NETWORKS = {
@@ -67,7 +80,9 @@ class Scale:
         many: those that it runs at 500.
         shards: latents matched together for the splits 1, 2, 4 and 5 of Table 5.
         pool: fields of the pool of Table 7.
-        sizes: latents per class of Figure 5.
+        sizes: latents per class of Figure 5, and of the studies of our own.
+        main: the experiment of those studies.
+        schedules: changes to the evaluation, by name: a short and a long training.
         points: of the curves of Figures 3 and 4.
         networks: the paper's architectures.
     """
@@ -81,6 +96,8 @@ class Scale:
     shards: tuple[int, int, int, int]
     pool: Mapping[str, Any]
     sizes: tuple[int, ...]
+    main: RunConfig
+    schedules: Mapping[str, Mapping[str, Any]]
     points: int
     networks: Mapping[str, str] = field(default_factory=lambda: NETWORKS)
 
@@ -112,6 +129,8 @@ def paper_scale() -> Scale:
         shards=(500, 250, 125, 100),
         pool={"networks": 100, "training": {"epochs": 200}},
         sizes=(50, 100, 250, 500, 1000, 1250),
+        main=ten,
+        schedules={"200 epochs": {}, "600 epochs": {"epochs": 600}},
         points=200,
     )
 
@@ -129,6 +148,8 @@ def cpu_scale() -> Scale:
         shards=(50, 25, 13, 10),
         pool={"networks": 10, "snapshots": 20, "training": {"updates": 1500, "precision": "bf16"}},
         sizes=(10, 50, 100),
+        main=cifar10_cpu(),
+        schedules={"200 updates": {}, "600 updates": {"updates": 600}},
         points=20,
     )
 
@@ -145,6 +166,7 @@ def smoke_scale() -> Scale:
             "network_seeds": (0,),
             "inversion": {"steps": 2, "extractor": short},
             "condensation": {"steps": 2, "real_per_class": 8},
+            "plus": {"steps": 2, "real_per_class": 8},
             "dm": {"steps": 2, "real_per_class": 8},
             "evaluation": {**short, "curve_points": 0},
         },
@@ -168,6 +190,8 @@ def smoke_scale() -> Scale:
             },
         },
         sizes=(2, 5, 8),
+        main=base,
+        schedules={"4 updates": {}, "8 updates": {"updates": 8}},
         points=2,
         networks={**NETWORKS, "VGG19": "vgg19@32"},
     )
@@ -182,12 +206,21 @@ SCALES: Mapping[ScaleName, Callable[[], Scale]] = {
 
 @dataclass(frozen=True)
 class Study:
-    """A table or a figure of the paper."""
+    """A table or a figure: of the paper, or our own.
+
+    Attributes:
+        title: what it is about.
+        entries: its figures at a scale.
+        curves: draw accuracy along training.
+        pictures: show images of each stage.
+        by_bytes: what its rows cost is told, and draws the horizontal axis.
+    """
 
     title: str
     entries: Callable[[Scale], Iterator[Entry]]
     curves: bool = False
     pictures: bool = False
+    by_bytes: bool = False
 
 
 def _table1(scale: Scale) -> Iterator[Entry]:
@@ -267,6 +300,26 @@ def _figure6(scale: Scale) -> Iterator[Entry]:
         yield Entry(dataset, "IT-GAN", changed, "itgan")
 
 
+def _sources(scale: Scale) -> Iterator[Entry]:
+    for size in scale.sizes:
+        for schedule, change in scale.schedules.items():
+            config = vary(scale.main, {"latents_per_class": size, "evaluation": change})
+            for row, source in SOURCES.items():
+                yield Entry(row, f"{size}, {schedule}", config, source)
+
+
+def _rate(scale: Scale) -> Iterator[Entry]:
+    for size in scale.sizes:
+        config = vary(scale.main, {"latents_per_class": size})
+        for row in ("Inversion", "IT-GAN"):
+            for dtype in ("fp32", "fp16", "int8"):
+                yield Entry(
+                    f"{row} {dtype}", f"{size}", vary(config, {"dtypes": (dtype,)}), METHODS[row]
+                )
+        for row in ("Random", "Random, same bytes", "Random, same bytes as JPEG", "DM"):
+            yield Entry(row, f"{size}", config, SOURCES[row])
+
+
 STUDIES: Mapping[str, Study] = {
     "table1": Study("Whole-set learning", _table1),
     "table2": Study("The same storage as distribution matching in pixels", _table2),
@@ -283,6 +336,8 @@ STUDIES: Mapping[str, Study] = {
     ),
     "fig5": Study("Subsets, by latents per class", _figure5),
     "fig6": Study("Synthetic images", _figure6, pictures=True),
+    "sources": Study("What to train on, by latents per class and length of training", _sources),
+    "rate": Study("Accuracy and bytes, by latents per class", _rate, by_bytes=True),
 }
 
 
