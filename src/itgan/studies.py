@@ -320,6 +320,29 @@ def _rate(scale: Scale) -> Iterator[Entry]:
             yield Entry(row, f"{size}", config, SOURCES[row])
 
 
+def _plus(scale: Scale) -> Iterator[Entry]:
+    """Each addition alone, all of them, and four int8 latents in the bytes of one in fp32."""
+    plain, most = scale.main.condensation.model_dump(), scale.main.plus.model_dump()
+    additions = {
+        "several networks": "embeddings_per_step",
+        "all layers": "layers",
+        "mean of the last": "average",
+        "class gains too": "gains_rate",
+    }
+    for schedule, change in scale.schedules.items():
+        once = vary(scale.main, {"evaluation": change})
+        yield Entry("Random", schedule, once, "random")
+        yield Entry("IT-GAN", schedule, once, "itgan")
+        for row, field_name in additions.items():
+            alone = {"plus": {**plain, field_name: most[field_name]}}
+            yield Entry(f"IT-GAN, {row}", schedule, vary(once, alone), "itgan-plus")
+        yield Entry("IT-GAN plus", schedule, once, "itgan-plus")
+        if size := once.latents_per_class:
+            four = vary(once, {"latents_per_class": 4 * size, "dtypes": ("int8",)})
+            yield Entry("IT-GAN, four in int8", schedule, four, "itgan")
+            yield Entry("IT-GAN plus, four in int8", schedule, four, "itgan-plus")
+
+
 STUDIES: Mapping[str, Study] = {
     "table1": Study("Whole-set learning", _table1),
     "table2": Study("The same storage as distribution matching in pixels", _table2),
@@ -337,6 +360,7 @@ STUDIES: Mapping[str, Study] = {
     "fig5": Study("Subsets, by latents per class", _figure5),
     "fig6": Study("Synthetic images", _figure6, pictures=True),
     "sources": Study("What to train on, by latents per class and length of training", _sources),
+    "plus": Study("What each addition to IT-GAN is worth, in the same bytes", _plus),
     "rate": Study("Accuracy and bytes, by latents per class", _rate, by_bytes=True),
 }
 
