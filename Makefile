@@ -29,7 +29,7 @@ results: .venv/.installed
 	$(BIN)/python -m itgan.claims docs/claims.toml results > docs/results.md
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv build dist
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "itgan needs Python 3.11 or newer"'

@@ -56,8 +56,9 @@ def main(run: Path, place: Path) -> None:
     place.with_suffix(".md").write_text("\n".join(lines) + "\n")
     log = Path(__file__).parent / place.name
     log.mkdir(exist_ok=True)
-    for name in ("config.json", "metrics.jsonl"):
-        shutil.copy(run / name, log / name)
+    shutil.copy(run / "metrics.jsonl", log / "metrics.jsonl")
+    settings = artefacts.read_json(run / "config.json") | {"dataset": metadata["dataset"]}
+    artefacts.write_json(log / "config.json", settings)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def card_text(path: Path, data: Dataset, figures: Sequence[Figure]) -> str:
     metadata = artefacts.read_metadata(path)
     made = metadata["config"]
     lines = [
-        f"# {metadata['architecture']} of {metadata['dataset']}",
+        f"# {_kind(metadata)} of {metadata['dataset']}",
         "",
         f"- images: {metadata['dataset']}, {metadata['trained_on']['images']:,} training images "
         f"{data.image_shape[1]}x{data.image_shape[2]}, sha256 "
@@ -44,7 +44,7 @@ def card_text(path: Path, data: Dataset, figures: Sequence[Figure]) -> str:
         f"{metadata['hours']} hours by its log, seed {made['seed']}",
         f"- weights in the file: {metadata['weights']}; measured: average",
         f"- recipe: {made['channels']} channels, latent dimension {made['latent_dim']}, "
-        f"{made['discriminator_steps']} discriminator steps, Adam "
+        f"{_counted(made['discriminator_steps'], 'discriminator step')}, Adam "
         f"{made['generator_rate']:g} / {made['discriminator_rate']:g}, average "
         f"{made['ema']}, DiffAugment {made['diffaugment']}",
         *(f"- {figure.name}: {figure.text()}" for figure in figures),
@@ -54,6 +54,16 @@ def card_text(path: Path, data: Dataset, figures: Sequence[Figure]) -> str:
         lines.insert(-1, _losses(made))
         lines.insert(-1, _reconstruction(path, data))
     return "\n".join(lines) + "\n"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _kind(metadata: dict[str, Any]) -> str:
+    autoencoder = metadata.get("objective") == "autoencoder"
+    architecture = metadata["architecture"]
+    return f"autoencoder, {architecture} decoder," if autoencoder else architecture
 
 
 def _losses(config: dict[str, Any]) -> str:

@@ -46,6 +46,10 @@ HeldOut = Annotated[
     int | float, Field(ge=0, le=100_000_000, allow_inf_nan=False), AfterValidator(_held_out)
 ]
 
+NETWORK_NAMES = (
+    "convnet, vgg19, resnet18, wrn-16-8, mobilenetv2; NAME@PIXELS enlarges its images to that; "
+    "MODULE:CALLABLE is your own"
+)
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
 
 
@@ -89,9 +93,7 @@ COMPILE = Field(
 class EvaluationConfig(Config):
     """How a classifier is trained: SGD with momentum, the learning rate falls tenfold half-way."""
 
-    network: str = Field(
-        "convnet", description="network to train: a built-in name or module:callable"
-    )
+    network: str = Field("convnet", description=f"network to train: {NETWORK_NAMES}")
     epochs: Count = Field(200, description="passes over the set (used unless updates is given)")
     updates: Count | None = Field(
         None, description="number of gradient steps, whatever the set's size"
@@ -107,7 +109,8 @@ class EvaluationConfig(Config):
         0,
         ge=0,
         le=1000,
-        description="test accuracy is also measured this often along training, for curves",
+        description="accuracy on the images that score is also measured this often along the "
+        "training, for curves",
     )
 
     def identity(self) -> dict[str, Any]:
@@ -229,7 +232,8 @@ class CondensationConfig(Config):
     optimiser: Literal["adam", "sgd"] = Field("adam", description="how latents descend")
     momentum: Share = Field(0.5, description="momentum of sgd")
     shard_per_class: Count | None = Field(
-        None, description="latents of a class that are matched together (default: the whole class)"
+        None,
+        description="latents of a class that are matched together; if not given, the whole class",
     )
     real_per_class: Count = Field(
         256, description="real images of a class in the independent batch"
@@ -262,9 +266,7 @@ class CondensationConfig(Config):
         description="Adam's learning rate on a BigGAN's class gains and biases, which are then "
         "condensed along (0: the generator stays frozen)",
     )
-    network: str = Field(
-        "convnet", description="embedding network: a built-in name or module:callable"
-    )
+    network: str = Field("convnet", description=f"embedding network: {NETWORK_NAMES}")
     pool: PoolConfig = Field(PoolConfig(), description="where embedding networks come from")
     augmentation: str = Field(
         AUGMENTATION, description="Siamese operation groups joined by _, or none"
@@ -333,7 +335,7 @@ class DCConfig(Config):
     learning_rate: Rate = Field(0.1, description="learning rate of the pixels")
     momentum: Share = Field(0.5, description="momentum of the pixels")
     real_per_class: Count = Field(256, description="real images of a class in its batch")
-    network: str = Field("convnet", description="network: a built-in name or module:callable")
+    network: str = Field("convnet", description=f"network: {NETWORK_NAMES}")
     network_rate: Rate = Field(0.01, description="learning rate of the network, plain SGD")
     batch_size: Count = Field(256, description="images per step of the network")
     augmentation: str = Field(
@@ -392,7 +394,8 @@ class RunConfig(Config):
     )
     unaugmented: bool = Field(
         False,
-        description="train every classifier but those on real without augmentation too, for ARS",
+        description="train every classifier but those on real without augmentation too: the score "
+        "ARS of DD-Ranking needs it",
     )
     soft_labels: bool = Field(
         False,
@@ -426,9 +429,10 @@ class RunConfig(Config):
         allow_inf_nan=False,
         description="a killed run loses at most about so much work",
     )
-    out: str | None = Field(None, description="run directory (default: runs/RECIPE)")
+    out: str | None = Field(None, description="run directory; if not given, runs/RECIPE")
     cells: str | None = Field(
-        None, description="store of results shared by several runs (default: the run directory)"
+        None,
+        description="store of results shared by several runs; if not given, the run directory",
     )
 
     @model_validator(mode="after")
@@ -449,16 +453,18 @@ class StudyConfig(Config):
     scale: Literal["paper", "cpu", "smoke"] = Field(
         "cpu", description="as published, for two CPU cores, or just once through on digits"
     )
-    dataset: str | None = Field(None, description="where CIFAR-10 lies (default: by the scale)")
-    generator: str | None = Field(None, description="its generator (default: by the scale)")
+    dataset: str | None = Field(
+        None, description="where CIFAR-10 lies; if not given, by the scale"
+    )
+    generator: str | None = Field(None, description="its generator; if not given, by the scale")
     dataset100: str | None = Field(None, description="where CIFAR-100 lies")
     generator100: str | None = Field(None, description="its generator")
-    latent_seeds: Seeds | None = Field(None, description="banks (default: by the scale)")
+    latent_seeds: Seeds | None = Field(None, description="banks; if not given, by the scale")
     network_seeds: Seeds | None = Field(None, description="classifiers on each bank")
-    only: tuple[str, ...] = Field((), description="rows or columns to compute (default: all)")
+    only: tuple[str, ...] = Field((), description="rows or columns to compute; if not given, all")
     plan: bool = Field(False, description="print what is to be computed; start nothing")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
-    out: str | None = Field(None, description="directory (default: runs/STUDY-SCALE)")
+    out: str | None = Field(None, description="directory; if not given, runs/STUDY-SCALE")
     cells: str = Field("runs/cells", description="store of results that all studies share")
 
     @model_validator(mode="after")

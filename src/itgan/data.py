@@ -291,7 +291,9 @@ def _reader(
         return path.name, None, partial(readers.read_cifar_binary, path)
     folder = _absolute(spec)
     if not spec or not folder.is_dir():
-        raise InputError(f"data set {spec!r} is unknown and no such folder exists; give {SPECS}")
+        raise InputError(
+            f"data set {spec!r} is unknown and no such folder exists; give --dataset: {SPECS}"
+        )
     found = readers.list_parquet(folder)
     files = [f for split in found.values() for f in split]
     return folder.name, files, partial(readers.read_parquet, folder, found, columns, size)

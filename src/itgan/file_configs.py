@@ -11,10 +11,10 @@ class ScoreConfig(Config):
     """How a stored set is scored."""
 
     dataset: str | None = Field(
-        None, description="data set with the test images (default: the one that the set names)"
+        None, description="data set with the test images; if not given, the one that the set names"
     )
     networks: tuple[str, ...] = Field(
-        (), description="architectures to train, each under every seed (default: evaluation's)"
+        (), description="architectures to train, each under every seed; if not given, evaluation's"
     )
     network_seeds: Seeds = Field((0, 1, 2), description="one classifier for each")
     mean: tuple[Share, ...] = Field(
@@ -24,12 +24,13 @@ class ScoreConfig(Config):
         (), description="likewise (default of a .pt file for CIFAR: the usual constants)"
     )
     entry: Annotated[int, Field(ge=0, le=10_000_000)] | None = Field(
-        None, description="which set of a .pt file that holds several (default: the last)"
+        None, description="which set of a .pt file that holds several; if not given, the last"
     )
     logits: bool = Field(False, description="soft labels are logits: apply softmax")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     evaluation: EvaluationConfig = Field(
-        EvaluationConfig(), description="training of the classifiers (default: as the set says)"
+        EvaluationConfig(),
+        description="training of the classifiers; if not given, as the set says",
     )
 
     @model_validator(mode="after")
@@ -50,7 +51,8 @@ class LedgerConfig(Config):
 
     dataset: str | None = Field(None, description="data set of real images to compare with")
     generator: str | None = Field(
-        None, description="a shipped generator's name, or a file (default: of the set or recipe)"
+        None,
+        description="a shipped generator's name, or a file; if not given, of the set or recipe",
     )
     channels: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="count a BigGAN of this size instead: a quarter of its layers' width"
@@ -59,7 +61,8 @@ class LedgerConfig(Config):
         128, description="length of that BigGAN's latent vectors"
     )
     latents_per_class: Count | None = Field(
-        None, description="size of the bank (default: that of the set, or every training image)"
+        None,
+        description="size of the bank; if not given, that of the set, or every training image",
     )
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
         None, description="bring real images to this many pixels"
@@ -98,7 +101,8 @@ class ExportConfig(Config):
         "auto", description="all rows in order, pieces by class, or distilled normalised images"
     )
     mean: tuple[Share, ...] = Field(
-        (), description="that pixels are normalised with (default: CIFAR's published constants)"
+        (),
+        description="that pixels are normalised with; if not given, CIFAR's published constants",
     )
     std: tuple[Rate, ...] = Field((), description="likewise")
     out: str | None = Field(None, description="file to write, .pt")
@@ -119,5 +123,5 @@ class GenerateConfig(Config):
     format: Literal["imagefolder", "npz", "parquet"] = Field(
         "imagefolder", description="PNG files in class folders, NumPy arrays, or Hugging Face's"
     )
-    out: str | None = Field(None, description="new directory (default: SET-images)")
+    out: str | None = Field(None, description="new directory; if not given, SET-images")
     device: str = Field("auto", description="auto, cpu, cuda or mps")

@@ -144,7 +144,9 @@ def preset(
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"usage: itgan {command} {what.upper()} [--flags]", ""]
         for name, make in presets.items():
-            lines.append(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
+            lines.append(
+                f"  {name:<{max(map(len, presets))}}  {(make.__doc__ or '').splitlines()[0]}"
+            )
         lines += ["", f"itgan {command} {what.upper()} --help lists the flags."]
         if not arguments:
             raise InputError(f"{command}: name a {what}: {', '.join(presets)}")

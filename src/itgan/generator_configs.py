@@ -118,7 +118,7 @@ class PretrainingConfig(Config):
     )
     seed: Seed = Field(0, description="root of every random stream")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
-    out: str | None = Field(None, description="directory (default: runs/pretrain-PRESET)")
+    out: str | None = Field(None, description="directory; if not given, runs/pretrain-PRESET")
     checkpoint_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
         120.0, description="seconds between snapshots that a killed training goes on from"
     )

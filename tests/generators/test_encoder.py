@@ -1,10 +1,14 @@
+import re
+
 import pytest
 import torch
 
 from itgan import artefacts, generators
+from itgan.data import load_dataset
 from itgan.errors import InputError
-from itgan.generators import BigGANShape, Encoder, load_encoder, load_generator
+from itgan.generators import BigGANShape, Encoder, load_encoder, load_generator, shipped
 from itgan.generators.encoder import ConvEncoder
+from itgan.reconstruction import decibels
 
 
 def encoder_of(shape, seed=0):
@@ -74,3 +78,13 @@ def test_files_without_a_fitting_encoder(biggan, encoder, tmp_path):
     with pytest.raises(InputError, match=r"g\.safetensors: its encoder does not fit its gen"):
         load_encoder(path)
     load_generator(path)  # which is whole
+
+
+def test_a_shipped_encoder_reconstructs_as_well_as_its_card_says():
+    file = shipped("generator")["ae-digits"]
+    data = load_dataset("digits", validation=200).validation
+    generator, encode = load_generator("ae-digits"), load_encoder("ae-digits")
+    made = generator(encode(data.floats(), data.labels), data.labels)
+    found = decibels((made - data.floats()).square().mean((1, 2, 3))).mean()
+    (said,) = re.findall(r"reconstruction: (\S+) dB PSNR", file.with_suffix(".md").read_text())
+    assert float(found) == pytest.approx(float(said), abs=0.06)

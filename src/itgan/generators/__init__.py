@@ -238,7 +238,7 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Enco
         model = encoder_from_state(encoder, shape)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return model.to(where)
+    return model.float().to(where)  # shipped files hold large tensors in 16 bits
 
 
 def restore_generator(
