@@ -429,6 +429,7 @@ def test_the_zoo_lists_what_ships(done, file, monkeypatch):
 def test_a_bank_is_inspected(done, bank):
     LatentBank(bank.latents, bank.labels, bank.rows, "inverted").save("bank.safetensors")
     assert "stage: inverted" in done("inspect", "bank.safetensors")
+    assert "kind: synthetic" in done("inspect", "digits-10")
 
 
 # Help

@@ -174,13 +174,17 @@ def merge(arguments: Sequence[str]) -> None:
 def inspect(arguments: Sequence[str]) -> None:
     """Tell what a file is: shapes, stage, provenance, bytes."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        show("usage: itgan inspect FILE    (a safetensors file of this project, or a .pt)")
+        show("usage: itgan inspect FILE    (a shipped name, a safetensors file of ours, or a .pt)")
         if arguments and arguments[0] in ("-h", "--help"):
             return
         raise InputError("inspect: give one file")
+    from itgan.generators import shipped
     from itgan.inspection import describe
 
-    show(describe(Path(arguments[0])))
+    path = Path(arguments[0])
+    if not path.exists():
+        path = {**shipped("generator"), **shipped("synthetic")}.get(arguments[0], path)
+    show(describe(path))
 
 
 def zoo(arguments: Sequence[str]) -> None:
