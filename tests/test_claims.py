@@ -1,9 +1,20 @@
+import json
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
-from itgan.claims import Claim, Difference, difference, judge, read_claims, results_page, verdict
+from itgan import reproduction
+from itgan.claims import (
+    Claim,
+    Difference,
+    difference,
+    judge,
+    read_claims,
+    read_figures,
+    results_page,
+    verdict,
+)
 from itgan.configs import StudyConfig
 from itgan.errors import InputError
 from itgan.reproduction import entries
@@ -67,7 +78,8 @@ def test_the_rule_of_the_verdict(expect, low, high, said):
     assert verdict(expect, Difference((low + high) / 2, low, high, 3)) == said
 
 
-def test_the_register_names_figures_that_the_studies_have():
+def test_the_register_names_figures_that_the_studies_have(monkeypatch):
+    monkeypatch.setattr(reproduction, "pixels_in_the_bytes", lambda config: 7)
     claims = read_claims(REGISTER)
     assert len(claims) >= 20
     both = StudyConfig(dataset100="there", generator100="file")
@@ -101,6 +113,7 @@ def test_a_page_has_every_claim_and_every_kept_study():
     claims = read_claims(REGISTER)
     row = {
         "study": "table5",
+        "scale": "cpu",
         "row": "Accuracy",
         "column": "whole",
         "mean": 50.0,
@@ -113,6 +126,22 @@ def test_a_page_has_every_claim_and_every_kept_study():
     assert f"## table5: {STUDIES['table5'].title}" in page
     assert "## table6" not in page
     assert "| 50.0 ± 1.0 |" in page
+
+
+def test_figures_are_of_one_scale_that_measures_something(tmp_path):
+    def keep(study, scale):
+        row = {"study": study, "scale": scale, "row": "a", "column": "b"}
+        (tmp_path / f"{study}.json").write_text(json.dumps([row]))
+
+    keep("table1", "cpu")
+    assert read_figures(tmp_path).keys() == {("table1", "a", "b")}
+    keep("table2", "paper")
+    with pytest.raises(InputError, match="scales cpu, paper"):
+        read_figures(tmp_path)
+    for study in ("table1", "table2"):
+        keep(study, "smoke")
+    with pytest.raises(InputError, match="smoke"):
+        read_figures(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[[claim]]\nid = 'x'", "not toml ["])

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from itgan.embedding import (
     SnapshotPool,
     load_network,
     save_network,
+    snapshot_updates,
     train_extractor,
     train_pool,
 )
@@ -166,3 +168,14 @@ def test_a_file_does_not_choose_what_is_imported(extractor, images, tmp_path):
     with pytest.raises(InputError, match="would run its code"):
         load_network(path)
     assert load_network(path, spec).image_shape == images.image_shape
+
+
+@pytest.mark.parametrize(("total", "snapshots"), [(1500, 20), (200, 10), (7, 5), (3, 3), (3, 8)])
+def test_snapshots_are_densest_at_first(total, snapshots):
+    points = sorted(snapshot_updates(total, snapshots))
+    assert len(points) == min(total, snapshots)
+    assert points[0] >= 1
+    assert points[-1] == total
+    gaps = [b - a for a, b in itertools.pairwise(points)]
+    assert gaps[-1] == max(gaps)
+    assert snapshot_updates(1000, 5) == {8, 64, 216, 512, 1000}

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -413,3 +414,13 @@ def test_misfits_are_refused_before_training(digits, images):
         evaluate(small, digits.test, config, [0])
     with pytest.raises(InputError, match="names a network twice"):
         evaluate(images, digits.test, config, [0, 0])
+
+
+def test_a_generator_of_other_images_is_refused_before_any_is_made(generator, images):
+    other = replace(images, images=images.images.repeat(1, 1, 2, 2))
+    for source in (
+        SyntheticSet(generator, sample_latents(generator, images)),
+        FreshSamples(generator, images.labels),
+    ):
+        with pytest.raises(InputError, match=r"images of shape \(1, 8, 8\), the test images have"):
+            evaluate(source, other, EvaluationConfig(updates=1))

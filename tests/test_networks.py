@@ -1,12 +1,16 @@
 """Networks: the CIFAR forms of the field, one contract."""
 
+import importlib
+import linecache
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from itgan.augment import Augmentation, Blocks, draw_augmentation, siamese
 from itgan.errors import InputError
-from itgan.networks import NETWORKS, build_network, couples_images
+from itgan.networks import NETWORKS, build_network, code_of, couples_images
 
 COUNTS = {
     "convnet": 320_010,
@@ -406,3 +410,19 @@ def test_a_network_enlarges_what_it_accepts(name):
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(InputError, match="after @ give the pixels to enlarge images of 8x8 to"):
         build_network(f"convnet@{size}", (1, 8, 8), 3)
+
+
+def test_what_comes_from_a_users_module_changes_with_its_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "itgan_users_nets.py"
+    file.write_text("WIDTH = 3\n")
+    first = code_of("itgan_users_nets:build")
+    assert first == code_of("itgan_users_nets:other@32")
+    file.write_text("WIDTH = 44\n")
+    monkeypatch.delitem(sys.modules, "itgan_users_nets")
+    importlib.invalidate_caches()
+    linecache.clearcache()
+    assert code_of("itgan_users_nets:build") != first
+    assert code_of("convnet") == code_of("vgg19@32") == {}
+    with pytest.raises(InputError, match="cannot import"):
+        code_of("itgan_no_such_module:build")

@@ -440,6 +440,17 @@ def test_other_sizes_are_read_off_the_tensors(tmp_path, options):
         torch.testing.assert_close(found(images), made.eval()(images))
 
 
+def test_a_norm_that_leaves_no_trace_can_be_named(tmp_path):
+    made = build_network("convnet", (1, 16, 16), 7, norm="group", width=8)
+    save_convnet(made, tmp_path / "net.pt")
+    images = torch.rand(3, 1, 16, 16) * 2 - 1
+    with torch.no_grad():
+        expected = made.eval()(images)
+        named = load_convnet(tmp_path / "net.pt", norm="group")(images)
+        assert not torch.allclose(load_convnet(tmp_path / "net.pt")(images), expected)
+    torch.testing.assert_close(named, expected)
+
+
 def test_a_network_of_the_family_extracts_matches_and_is_scored(tmp_path, generator, images):
     for seed in (0, 1):
         made = build_network("convnet", (1, 8, 8), 10, seed=seed, width=8)

@@ -20,6 +20,7 @@ from itgan.pipeline import Experiment, compute
 from itgan.planning import plan
 from itgan.pretraining import pretrain
 from itgan.publishing import publish, tabulate
+from itgan.randomness import derive
 from itgan.recipes import command
 from itgan.runs import Run, with_inputs
 from itgan.soft_labels import soften
@@ -336,6 +337,16 @@ def test_only_trials_with_shared_seeds_are_compared():
     assert [row["source"] for row in rows] == ["gan", "inversion", "itgan"]
     found = [(d["a"], d["b"], d["n"]) for d in differences]
     assert found == [("itgan", "inversion", 1), ("itgan", "gan", 1)]
+
+
+def test_variants_of_a_baseline_are_compared_under_their_names():
+    def made(source, variant=""):
+        return [Trial(source, "convnet", 0, 0, 0.5, 1, 0.1, variant=variant)]
+
+    others = made("dc", "dsa") + made("random", "same-bytes-raw")
+    _, differences = tabulate(made("itgan") + others + made("random", "same-bytes-jpeg"))
+    names = [(d["a"], d["b"]) for d in differences]
+    assert names == [("itgan", "random-raw"), ("itgan", "random-jpeg"), ("itgan", "dc")]
 
 
 # What determines a cell
@@ -937,3 +948,39 @@ def test_the_best_along_the_way_is_a_flagged_diagnostic(finished):
         assert f"{trial['source']}" in note
         assert f"{best:.1f}" in note
         assert trial["accuracy"] == trial["curve"][-1]["accuracy"]
+
+
+def test_another_root_seed_draws_other_fresh_samples_and_other_images(file):
+    def drawn(seed, source):
+        made = Experiment(RunConfig(generator=str(file), seed=seed, latents_per_class=2))
+        chosen = made.source(source, 0)
+        images, _ = next(chosen.batches(derive(0), 8))
+        return chosen.latent_seed, images
+
+    for source in ("gan-fresh", "random-raw", "random-jpeg"):
+        (number, one), (same, other) = drawn(0, source), drawn(1, source)
+        assert number == same == 0
+        assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sources": ("dc",), "dc": {"network": "resnet18@32"}}, "dc.network: resnet18@32 has a"),
+        (
+            {"sources": ("dm",), "dm": {"network": "resnet18@32", "micro_batch": 19}},
+            "dm.micro_batch=19: the batch norm of resnet18@32 .* all 20 must",
+        ),
+        (
+            {"evaluation": {"network": "resnet18@32", "batch_size": 19}},
+            "evaluation.batch_size=19: leaves a last batch of one of 20 images",
+        ),
+    ],
+)
+def test_batch_norms_that_would_stumble_later_are_refused_at_once(changes, said):
+    config = {"latents_per_class": 2, "sources": ("random",), **changes}
+    with pytest.raises(InputError, match=said):
+        Experiment(RunConfig.model_validate(config)).check()
+    # Without the source that needs it, or in other batches, the same network is no fault.
+    sound = {**config, "sources": ("random",), "latents_per_class": 3}
+    Experiment(RunConfig.model_validate(sound)).check()

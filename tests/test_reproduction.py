@@ -1,16 +1,28 @@
 import json
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from itgan import artefacts
+from itgan import artefacts, studies
 from itgan.cli import main
 from itgan.configs import StudyConfig
+from itgan.evaluation import Trial
 from itgan.flags import parse
-from itgan.reproduction import command, markdown_table, terminal_table
-from itgan.studies import SCALES, STUDIES, published
+from itgan.pipeline import Experiment
+from itgan.recipes import digits
+from itgan.reproduction import (
+    Measured,
+    _charts,
+    command,
+    entries,
+    markdown_table,
+    pixels_in_the_bytes,
+    terminal_table,
+)
+from itgan.studies import SCALES, STUDIES, Entry, published, vary
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +115,45 @@ def test_a_page_is_written(place):
     assert STUDIES["table5"].title in page
     assert "These figures mean nothing" in page
     assert "<code>itgan reproduce table5 --scale smoke</code>" in page
+
+
+def test_an_empty_window_is_not_measured_and_stops_nothing_else(place, capsys, monkeypatch):
+    scale = SCALES["smoke"]()
+    pool = {**scale.pool, "networks": 1, "snapshots": 1}
+    monkeypatch.setitem(studies.SCALES, "smoke", lambda: replace(scale, pool=pool))
+    flags = ("--scale", "smoke", "--out", f"{place / 'table7'}", "--cells", f"{place / 'cells'}")
+    assert main(["reproduce", "table7", "--only", "Random", "10-20", *flags]) == 0
+    assert {row["column"] for row in rows(place, "table7")} == {"Random"}
+    assert (
+        "Accuracy 10-20: not measured: pool.window=0.1 0.2: no snapshot" in capsys.readouterr().err
+    )
+
+
+def test_dm_gets_the_bytes_of_the_generator_that_is_given():
+    config = vary(digits(), {"latents_per_class": 10})
+    synthetic = Experiment(config).synthetic_bytes()
+    assert pixels_in_the_bytes(config) == synthetic // (64 + 1) // 10
+    given = entries("table2", StudyConfig(scale="smoke", generator="biggan-digits"))
+    sizes = {e.config.latents_per_class for e in given if e.source == "dm" and "10 " in e.row}
+    assert sizes == {
+        pixels_in_the_bytes(given[0].config.model_copy(update={"latents_per_class": 5}))
+    }
+
+
+def test_a_chart_of_rows_with_fewer_trials_has_those(place):
+    config = digits()
+    kept = json.loads(next((place / "cells" / "cells").glob("trial-*.json")).read_text())
+    trial = Trial(**kept["trial"])
+
+    def one(column, accuracies):
+        trials = [replace(trial, accuracy=a, bytes=2048) for a in accuracies]
+        return Measured(Entry("Random", column, config, "random"), Experiment(config), (), trials)
+
+    measured = [one("5", [0.5, 0.6, 0.7]), one("8", [0.8])]
+    (curve,) = _charts(STUDIES["fig5"], measured)
+    assert curve.series == {"Random": [([5.0, 8.0], [50.0, 80.0])]}
+    (curve,) = _charts(STUDIES["rate"], measured)
+    assert curve.series == {"Random": [([2.0, 2.0], [50.0, 80.0])]}
 
 
 def test_a_plan_starts_nothing(tmp_path, capsys):

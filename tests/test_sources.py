@@ -348,3 +348,5 @@ def test_a_python_function_cannot_be_stored_in_any_type(bank):
     )
     with pytest.raises(InputError, match="cannot be stored"):
         SyntheticSet(wrapped, bank.moved_to(wrapped)).stored_as("fp16")
+    pixels = SyntheticSet(wrapped, bank.moved_to(wrapped)).materialise()
+    assert pixels.nbytes == len(pixels) * (8 + 1)  # of what can be stored: the images

@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from itgan import reproduction
 from itgan.configs import RunConfig, StudyConfig
 from itgan.errors import InputError
 from itgan.pipeline import Experiment
@@ -101,7 +102,8 @@ def test_vary_changes_what_it_names_and_checks_it():
         vary(RunConfig(), {"condensation": {"pool": {"networks": 0}}})
 
 
-def test_a_users_places_and_seeds_reach_every_entry():
+def test_a_users_places_and_seeds_reach_every_entry(monkeypatch):
+    monkeypatch.setattr(reproduction, "pixels_in_the_bytes", lambda config: 7)
     config = StudyConfig(dataset="here", generator="file", latent_seeds=(5,), network_seeds=(6, 7))
     for name in set(STUDIES) - {"fig4"}:
         for entry in entries(name, config):

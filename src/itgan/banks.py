@@ -13,7 +13,7 @@ from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_po
 from itgan.encoder import Encoder, train_encoder
 from itgan.inversion import invert
 from itgan.latents import LatentBank
-from itgan.networks import Network
+from itgan.networks import Network, code_of
 from itgan.randomness import derive_seed
 from itgan.reconstruction import Objective
 from itgan.runs import Cell
@@ -31,10 +31,11 @@ class Banks(Setting):
             return train_extractor(self.data.train, config, seed, self.device, checkpoint)
 
         determinants = {
-            "config": config.identity(),
+            "config": {k: v for k, v in config.identity().items() if k != "curve_points"},
             "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
             "data": self.data.train.fingerprint,
             "seed": seed,
+            **code_of(config.network),
         }
         return Cell("network", "extractor", determinants, (), compute)
 
@@ -49,7 +50,9 @@ class Banks(Setting):
             objective = Objective(self.generator, extractor, self.data.train, config)
             return train_encoder(objective, seed, checkpoint)
 
-        weights = config.model_dump(include={"lambda_pixel", "lambda_prior", "precision"})
+        weights = config.model_dump(
+            include={"lambda_pixel", "lambda_prior", "precision", "compile"}
+        )
         determinants = {
             "config": {**config.encoder.identity(), **weights},
             "generator": self.generator.fingerprint,
@@ -74,6 +77,7 @@ class Banks(Setting):
             "spec": asdict(NetworkSpec.of(config.network, self.data.train)),
             "data": self.data.train.fingerprint,
             "seed": seed,
+            **code_of(config.network),
         }
         return (Cell("pool", "pool", determinants, (), compute),)
 
@@ -137,6 +141,7 @@ class Banks(Setting):
             "generator": self.generator.fingerprint,
             "real": self.data.train.fingerprint,
             "seed": seed,
+            **code_of(config.network),
         }
         label = f"{name} bank, latent seed {latent_seed}"
         inputs = (self.inverted(latent_seed), *measured, *pools)
@@ -167,6 +172,7 @@ class Banks(Setting):
             "images": rows.fingerprint,
             "real": self.data.train.fingerprint,
             "seed": seed,
+            **code_of(config.network),
             **self._constants(),
         }
         return Cell("bank", f"{name} bank, latent seed {latent_seed}", determinants, (), compute)

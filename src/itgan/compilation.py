@@ -58,7 +58,7 @@ def logits(
     network: Network, prepared: Float[Tensor, "n c h w"], *, compiled: bool
 ) -> Float[Tensor, "n classes"]:
     """As ``network.logits``."""
-    if not (compiled and _can_compile(prepared.device.type)):
+    if not (compiled and _follows(network, prepared)):
         return network.logits(prepared)
     return _run(_logits, network, prepared)
 

@@ -194,7 +194,9 @@ class PoolConfig(Config):
         "random", description="untrained networks, or snapshots along the training of some"
     )
     networks: Count = Field(10, description="networks that are trained")
-    snapshots: Count = Field(10, description="snapshots kept of each, evenly along its training")
+    snapshots: Count = Field(
+        10, description="snapshots kept of each along its training, densest at first"
+    )
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the training rows that measures the snapshots' accuracy"
     )
@@ -217,7 +219,8 @@ class PoolConfig(Config):
         training = self.training.identity()
         for unused in ("network", "curve_points"):
             del training[unused]
-        return {**self.model_dump(mode="json", exclude={"window"}), "training": training}
+        own = self.model_dump(mode="json", exclude={"window"})
+        return {**own, "spacing": "cubic", "training": training}
 
 
 class CondensationConfig(Config):
@@ -421,7 +424,9 @@ class RunConfig(Config):
         EvaluationConfig(), description="training of the classifiers that are scored"
     )
     device: str = Field("auto", description="auto, cpu, cuda or mps")
-    seed: Seed = Field(0, description="root of every random stream")
+    seed: Seed = Field(
+        0, description="root of every random stream but the classifiers', whose seeds stand alone"
+    )
     checkpoint_seconds: float = Field(
         60.0,
         ge=0,

@@ -119,6 +119,10 @@ class NetworkPool:
         )
 
 
+class EmptyWindow(InputError):
+    """No snapshot of a pool is as accurate as asked for."""
+
+
 @dataclass(frozen=True)
 class SnapshotPool:
     """Networks on their way: weights kept along the training of several, with their accuracy.
@@ -143,12 +147,12 @@ class SnapshotPool:
         """Numbers of the snapshots in the window.
 
         Raises:
-            InputError: there is none.
+            EmptyWindow: there is none.
         """
         low, high = self.window
         inside = ((self.accuracies >= low) & (self.accuracies <= high)).nonzero().flatten()
         if not len(inside):
-            raise InputError(
+            raise EmptyWindow(
                 f"pool.window={low:g} {high:g}: no snapshot is that accurate; they go from "
                 f"{float(self.accuracies.min()):.3f} to {float(self.accuracies.max()):.3f}"
             )
@@ -201,6 +205,22 @@ def make_pool(
     return train_pool(images, config.network, config.pool, seed, device, checkpoint)
 
 
+def snapshot_updates(total: int, snapshots: int) -> set[int]:
+    """After which updates snapshots are kept: densely at first, where accuracy rises fastest.
+
+    The k-th of n is after total (k / n)^3 updates, and one update or more after the one before.
+
+    >>> sorted(snapshot_updates(1000, 5))
+    [8, 64, 216, 512, 1000]
+    """
+    n, last = min(snapshots, total), 0
+    points = set()
+    for k in range(1, n + 1):
+        last = min(max(round(total * (k / n) ** 3), last + 1), total - (n - k))
+        points.add(last)
+    return points
+
+
 def train_pool(
     images: ImageSet,
     network: str,
@@ -218,7 +238,7 @@ def train_pool(
     unseen = stratified(images.labels, round(config.held_out * len(images)))
     seen, held_out = images.select(~unseen), images.select(unseen)
     total = count_updates(config.training, len(seen))
-    points = {round(total * (k + 1) / config.snapshots) for k in range(config.snapshots)}
+    points = snapshot_updates(total, config.snapshots)
     spec = NetworkSpec.of(network, images)
     snapshots: list[dict[str, Tensor]] = []  # of a network each, one more dimension in front
     for k in range(config.networks):

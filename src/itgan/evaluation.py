@@ -91,9 +91,15 @@ def evaluate(
     config = config or EvaluationConfig()
     if len(set(seeds)) != len(seeds):
         raise InputError(f"seeds: {list(seeds)} names a network twice; give each seed once")
-    _check_source(source, test)
+    generator = getattr(source, "generator", None)
+    if generator is not None and tuple(generator.image_shape) != test.image_shape:
+        raise InputError(
+            f"{source.name}: images of shape {tuple(generator.image_shape)}, the test images have "
+            f"{test.image_shape}"
+        )
     if isinstance(source, SyntheticSet):
         source = source.materialise()
+    _check_source(source, test)
     trials = []
     for seed in seeds:
         part = checkpoint.part(seed) if checkpoint is not None else None

@@ -79,7 +79,8 @@ def invert(
         extractor = train_extractor(images, config.extractor, own, device, part)
     objective = Objective(generator, extractor, images, config)
     if config.start == "encoder" and encoder is None:
-        encoder = train_encoder(objective, derive_seed(seed, "encoder"))
+        part = checkpoint.part("encoder") if checkpoint is not None else None
+        encoder = train_encoder(objective, derive_seed(seed, "encoder"), part)
     descent = Descent(objective, seed, encoder)
     latents, history = descent.run(checkpoint)
     bank = LatentBank(

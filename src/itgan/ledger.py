@@ -193,7 +193,8 @@ def count(config: LedgerConfig, synthetic: SyntheticSet | None = None) -> dict[s
     if config.channels is not None:
         generator = BigGANShape(config.channels, data.num_classes, shape, config.latent_dim)
     elif config.generator is not None:
-        generator = load_generator(config.generator)
+        classes = data.num_classes
+        generator = load_generator(config.generator, num_classes=classes, image_shape=shape)
     elif synthetic is not None and isinstance(synthetic.generator, StoredGenerator):
         generator = synthetic.generator
     else:

@@ -30,7 +30,7 @@ from itgan.foreign import write_set
 from itgan.generators import load_generator
 from itgan.latents import LatentBank, Stage, check_bank
 from itgan.networks import Network, build_network
-from itgan.networks.base import PixelConstants
+from itgan.networks.base import Norm, PixelConstants
 from itgan.networks.convnet import ConvNet
 from itgan.sources import SyntheticSet
 from itgan.splits import as_labels
@@ -347,18 +347,23 @@ def _save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_convnet(
-    path: Path | str, mean: PixelConstants = None, std: PixelConstants = None
+    path: Path | str,
+    mean: PixelConstants = None,
+    std: PixelConstants = None,
+    norm: Norm | None = None,
 ) -> Network:
     """A ConvNet of the dataset-condensation family from its plain state dict.
 
     Width, depth, classes and image size are read off the tensors; activation (ReLU) and pooling
-    (average) leave no trace there and are taken for the family's own.
+    (average) leave no trace there and are taken for the family's own. Instance, group and layer
+    norm look alike there: without ``norm`` it is the family's own, instance norm.
 
     Args:
         path: a ``.pt`` file.
         mean: that the network's input is normalised with, per channel in [0, 1] units; for
             CIFAR ``data.CIFAR10`` or ``data.CIFAR100`` has both. By default 0.5.
         std: likewise.
+        norm: of the file's network, where it is neither instance norm nor none.
 
     Returns:
         The network, frozen and in evaluation mode: an extractor, a member of a
@@ -381,9 +386,10 @@ def load_convnet(
         ) from error
     depth = sum(name.startswith("features.") and t.ndim == 4 for name, t in state.items())
     side = math.isqrt(features // width) << depth
-    norm = "instance" if "features.1.weight" in state else "none"
-    if any("running_mean" in name for name in state):
+    if norm is None and any("running_mean" in name for name in state):
         norm = "batch"
+    if norm is None:
+        norm = "instance" if "features.1.weight" in state else "none"
     try:
         network = build_network(
             "convnet",

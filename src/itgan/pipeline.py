@@ -17,6 +17,7 @@ from itgan.configs import Dtype, RunConfig, Source
 from itgan.dc import variant
 from itgan.evaluation import UNAUGMENTED, Trial, evaluate
 from itgan.latents import LatentBank, sample_latents
+from itgan.networks import code_of
 from itgan.runs import VIEWS, Cell, Run
 from itgan.setting import UNGENERATED
 from itgan.soft_labels import soften
@@ -24,6 +25,7 @@ from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
 STORED = ("gan", "inversion", "itgan", "itgan-plus")
+SAME_BYTES: tuple[Source, ...] = ("random-raw", "random-jpeg")  # as many as fit into them
 HARD = ("real", "gan-fresh")  # sources that are never evaluated with soft labels
 FULL: tuple[Dtype, ...] = ("fp32",)
 
@@ -61,19 +63,23 @@ class Experiment(Banks):
         if name == "random":
             return PixelSet(rows.images, rows.labels, "random", "same-rows", latent_seed)
         if name == "gan-fresh":
-            return FreshSamples(self.generator, rows.labels, latent_seed)
+            seed = self._seed(latent_seed)
+            return FreshSamples(self.generator, rows.labels, latent_seed, seed=seed)
         if name == "herding":
             counts = rows.labels.bincount(minlength=train.num_classes).tolist()
-            return herding(train, counts, made[0].to(self.device), latent_seed)
+            precision = self.config.inversion.extractor.precision
+            return herding(train, counts, made[0].to(self.device), latent_seed, precision)
         if name == "dm":
             return pixel_set(made[0], train, latent_seed)
         if name == "dc":
             return pixel_set(made[0], train, latent_seed, "dc", variant(self.config.dc))
         bank = made[0] if made else sample_latents(self.generator, rows, self._seed(latent_seed))
         synthetic = self.synthetic(bank, latent_seed, plus=name == "itgan-plus")
-        if name in ("random-raw", "random-jpeg"):
+        if name in SAME_BYTES:
             same_bytes = same_bytes_raw if name == "random-raw" else same_bytes_jpeg
-            return same_bytes(train, synthetic.nbytes, latent_seed)
+            chosen = same_bytes(train, synthetic.nbytes, self._seed(latent_seed))
+            chosen.latent_seed = latent_seed
+            return chosen
         return synthetic
 
     def synthetic(self, bank: LatentBank, latent_seed: int, *, plus: bool = False) -> SyntheticSet:
@@ -145,6 +151,7 @@ class Experiment(Banks):
             "latents_per_class": per_class,
             "latent_seed": None if whole else self._seed(latent_seed),
             "network_seed": network_seed,
+            **code_of(config.network),
             **({} if dtype == "fp32" else {"dtype": dtype}),
             **({"labels": "soft"} if soft else {}),
             **self._constants(),
@@ -167,7 +174,7 @@ class Experiment(Banks):
         repeated = source in ("real", "herding")
         if source == "random":
             repeated = config.latents_per_class is None
-        if source in ("random-raw", "random-jpeg"):  # all images may fit into the bytes
+        if source in SAME_BYTES:  # all images may fit into the bytes
             made = self.source(source, config.latent_seeds[0])
             repeated = len(made) == len(self.data.train)
         return config.latent_seeds[:1] if repeated else config.latent_seeds

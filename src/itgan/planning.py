@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from itgan.baselines import distribution_matching
 from itgan.condensation import condense
-from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig
+from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig, Source
 from itgan.data import ImageSet
 from itgan.dc import gradient_matching, loops
 from itgan.embedding import RandomPool
@@ -24,7 +24,7 @@ from itgan.evaluation import evaluate
 from itgan.inversion import invert
 from itgan.latents import sample_latents
 from itgan.networks import Network, build_network
-from itgan.pipeline import STORED, Experiment
+from itgan.pipeline import SAME_BYTES, STORED, Experiment
 from itgan.randomness import derive
 from itgan.reconstruction import Objective
 from itgan.runs import Cell, Run, with_inputs
@@ -221,10 +221,14 @@ def _trial(experiment: Experiment, missing: list[Cell]) -> Cost:
     updates = count_updates(config.evaluation, len(rows))
     images = round(updates * len(rows) / batches)  # new ones in every epoch
     total = Cost(images=len(rows) * stored)
+    filled: dict[Source, int] = {s: sources.count(s) for s in SAME_BYTES if s in sources}
+    seed = config.latent_seeds[0]
+    rest = len(sources) - whole - fresh - sum(filled.values())
     for size, count, generated in (
         (len(experiment.data.train), whole, 0),
         (len(rows), fresh, images),
-        (len(rows), len(sources) - whole - fresh, 0),
+        *((len(experiment.source(s, seed)), count, 0) for s, count in filled.items()),
+        (len(rows), rest, 0),
     ):
         if count:
             each = _training(experiment, size, config.evaluation, scored=True, fresh=generated > 0)

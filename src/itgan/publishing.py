@@ -25,10 +25,13 @@ COMPARISONS = (
     ("itgan", "gan"),
     ("inversion", "gan"),
     ("itgan", "random"),
+    ("itgan", "random-raw"),
+    ("itgan", "random-jpeg"),
     ("itgan", "dm"),
     ("itgan", "dc"),
 )
 
+SAME_BYTES = {"same-bytes-raw": "random-raw", "same-bytes-jpeg": "random-jpeg"}
 NARROW = ("fp16", "int8")  # variants whose difference is what storage in that type costs
 SOFT = "soft"  # after the name of a source that was trained on with soft labels
 
@@ -39,8 +42,10 @@ def tabulate(trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], list[dict[s
     by_source: dict[str, list[Trial]] = {}
     seeds: dict[str, set[tuple[int, int]]] = {}
     for trial in trials:
-        if trial.variant in ("", "same-rows"):
+        if trial.variant in ("", "same-rows", "dsa"):
             name = trial.source
+        elif trial.variant in SAME_BYTES:
+            name = SAME_BYTES[trial.variant]
         elif trial.variant in NARROW:
             name = f"{trial.source} {trial.variant}"
         else:

@@ -29,7 +29,7 @@ from itgan.networks import Network
 from itgan.progress import say
 
 # Raised when the same configuration begins to give other numbers: older cells are not reused.
-NUMERICS = 3
+NUMERICS = 4
 # Fields that choose among cells, and change none.
 VIEWS = ("sources", "latent_seeds", "network_seeds")
 
@@ -173,14 +173,18 @@ class Run:
                 f"{target}: not a configuration of this itgan; give another --out, or the recipe"
             ) from error
 
+    def sweep(self) -> None:
+        """Remove half-written files that a killed process has left."""
+        for folder in (self.store / "cells", self.store / "partial", self.path / "sets"):
+            artefacts.sweep(folder)
+
     def open(self, config: RunConfig) -> None:
         """Claim the directory for a configuration; more sources and seeds join those it has.
 
         Raises:
             InputError: it holds another configuration's run; the message names the fields.
         """
-        for folder in (self.store / "cells", self.store / "partial", self.path / "sets"):
-            artefacts.sweep(folder)
+        self.sweep()
         target = self.path / "config.json"
         if not target.exists():
             artefacts.write_json(self.path / "environment.json", environment())

@@ -7,17 +7,30 @@ from typing import Literal
 import torch
 
 from itgan.augment import parse_strategy
-from itgan.configs import CondensationConfig, RunConfig, Source, with_precision
+from itgan.configs import (
+    CondensationConfig,
+    DCConfig,
+    EvaluationConfig,
+    RunConfig,
+    Source,
+    with_precision,
+)
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.devices import pick_device, resolve_precision
 from itgan.errors import InputError
 from itgan.gains import check_gains
 from itgan.generators import StoredGenerator, count_seen, load_generator
 from itgan.latents import check_images
-from itgan.networks import build_network
+from itgan.networks import build_network, couples_images
 from itgan.randomness import derive, derive_seed
 
-# Sources that no generator has a part in.
+# The stage whose network makes a source; sources that no generator has a part in.
+STAGES: dict[Source, str] = {
+    "itgan": "condensation",
+    "itgan-plus": "plus",
+    "dm": "dm",
+    "dc": "dc",
+}
 UNGENERATED: tuple[Source, ...] = ("real", "random", "herding", "dm", "dc")
 
 
@@ -114,6 +127,7 @@ class Setting:
                 gains are to be tuned that are not there, or in several shards.
         """
         config, data = self.config, self.data
+        used = {"evaluation", *(STAGES[s] for s in config.sources if s in STAGES)}
         for name, stage in (
             ("inversion.extractor", config.inversion.extractor),
             ("condensation", config.condensation),
@@ -129,6 +143,8 @@ class Setting:
                 network = build_network(stage.network, data.image_shape, data.num_classes)
                 if isinstance(stage, CondensationConfig) and stage.layers == "all":
                     network.require_blocks()
+                if name in used and couples_images(network):
+                    self._check_coupled(stage)
             except InputError as error:
                 raise InputError(f"{name}.{error}") from error
         for name, source, stage in (
@@ -141,6 +157,29 @@ class Setting:
                     check_gains(self.generator, stage, most)
                 except InputError as error:
                     raise InputError(f"{name}.{error}") from error
+
+    def _check_coupled(self, stage: CondensationConfig | DCConfig | EvaluationConfig) -> None:
+        """Whether a batch norm sees whole batches, and none of a single image."""
+        counts = self.subset(self.config.latent_seeds[0]).labels.bincount()
+        if isinstance(stage, DCConfig):
+            raise InputError(
+                f"network: {stage.network} has a batch norm, whose statistics belong to all "
+                "classes; give a network with instance norm, such as convnet"
+            )
+        if isinstance(stage, EvaluationConfig):
+            if int(counts.sum()) % stage.batch_size == 1:
+                raise InputError(
+                    f"batch_size={stage.batch_size}: leaves a last batch of one of "
+                    f"{int(counts.sum())} images, which a batch norm cannot take; give another"
+                )
+            return
+        together = int(counts.clamp(max=stage.shard_per_class or int(counts.max())).sum())
+        if stage.micro_batch != "auto" and together > stage.micro_batch:
+            raise InputError(
+                f"micro_batch={stage.micro_batch}: the batch norm of {stage.network} couples the "
+                f"images of a batch, so all {together} must go through at once; give {together}, "
+                "or a network with instance norm"
+            )
 
     def subset(self, latent_seed: int) -> ImageSet:
         """The training rows of a bank: ``latents_per_class`` of each class, drawn by seed."""

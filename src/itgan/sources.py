@@ -180,9 +180,10 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
         return torch.cat([to_uint8(self.images(i)) for i in indices.split(CHUNK)])
 
     def materialise(self) -> PixelSet:
-        """All images as 8-bit pixels."""
+        """All images as 8-bit pixels; in the bytes of the set, where a file can hold that."""
+        stored = self.nbytes if isinstance(self.generator, StoredGenerator) else None
         return PixelSet(
-            self.pixels(), self.labels, self.name, self.variant, self.latent_seed, self.nbytes
+            self.pixels(), self.labels, self.name, self.variant, self.latent_seed, stored
         )
 
     def to_hf_dataset(self, indices: Int[Tensor, " k"] | None = None) -> "datasets.Dataset":
@@ -369,9 +370,15 @@ class FreshSamples:
         precision: str = "fp32",
         *,
         compiled: bool = False,
+        seed: int | None = None,
     ) -> None:
-        """An epoch has one image for each of ``labels``, generated in this precision."""
+        """An epoch has one image for each of ``labels``, generated in this precision.
+
+        ``seed`` is what the latents follow from, by default ``latent_seed``, the number that
+        stands in tables.
+        """
         self.generator, self.labels, self.latent_seed = generator, labels, latent_seed
+        self.seed = latent_seed if seed is None else seed
         self.precision, self.compiled = precision, compiled
         self.name = "gan-fresh"
         self.variant = ""
@@ -391,11 +398,11 @@ class FreshSamples:
     def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch with latents that are never seen again, as 8-bit pixels like other sources.
 
-        The latents follow from ``latent_seed`` and from the epoch's ``rng``.
+        The latents follow from ``seed`` and from the epoch's ``rng``.
         """
         device = self.generator.device
         epoch = int(torch.randint(2**62, (), generator=rng))
-        own = derive(self.latent_seed, "fresh", epoch)
+        own = derive(self.seed, "fresh", epoch)
         for rows in torch.randperm(len(self), generator=rng).split(batch_size):
             latents = torch.randn(len(rows), *self.generator.latent_shape, generator=own)
             labels = self.labels[rows]

@@ -17,7 +17,7 @@ from itgan.recipes import cifar10_cpu, cifar10_paper, cifar100_paper, digits
 ScaleName = Literal["paper", "cpu", "smoke"]
 
 METHODS: Mapping[str, Source] = {
-    "GAN": "gan",
+    "GAN": "gan-fresh",  # fresh latents in every batch, as the released evaluation has it
     "Inversion": "inversion",
     "IT-GAN": "itgan",
     "DM": "dm",
@@ -150,7 +150,7 @@ def cpu_scale() -> Scale:
         sizes=(10, 50, 100),
         main=cifar10_cpu(),
         schedules={"200 updates": {}, "600 updates": {"updates": 600}},
-        points=20,
+        points=5,
     )
 
 
@@ -225,7 +225,9 @@ class Study:
 
 def _table1(scale: Scale) -> Iterator[Entry]:
     for dataset, config in scale.whole.items():
-        config = vary(config, {"evaluation": {"network": scale.network}})
+        # With the points of the curves, the trials of Figures 3 and 4 are these.
+        evaluation = {"network": scale.network, "curve_points": scale.points}
+        config = vary(config, {"evaluation": evaluation})
         for method in ("GAN", "Inversion", "IT-GAN", "Upper-bound"):
             yield Entry(dataset, method, config, METHODS[method])
 

@@ -3,7 +3,7 @@
 import torch
 
 from itgan.errors import InputError
-from itgan.networks.adopted import adopt
+from itgan.networks.adopted import adopt, code_of
 from itgan.networks.base import Network, Norm, PixelConstants, couples_images
 from itgan.networks.convnet import Activation, ConvNet, Pooling
 from itgan.networks.mobilenet import MobileNetV2
@@ -12,7 +12,7 @@ from itgan.networks.vgg import VGG19
 from itgan.networks.wide_resnet import WRN16x8
 from itgan.randomness import derive_seed
 
-__all__ = ["NETWORKS", "Network", "build_network", "couples_images"]
+__all__ = ["NETWORKS", "Network", "build_network", "code_of", "couples_images"]
 
 NETWORKS = {
     "convnet": ConvNet,

@@ -1,6 +1,9 @@
 """Any other classifier as a network: named ``module:callable``, given our normalisation."""
 
+import hashlib
 import importlib
+import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +113,28 @@ class AdoptedNetwork(Network):
             )
         if features.dim() != 2 or len(features) != 2:
             raise InputError(f"network: {name} gives no features of 2 images; give it embed()")
+
+
+def code_of(name: str) -> dict[str, Any]:
+    """A hash of the module that a network named ``module:callable`` comes from; {} for ours.
+
+    What is trained with the network depends on it: a result must not outlive a change of the code.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
+    module_name, colon, _ = name.partition("@")[0].partition(":")
+    if not colon:
+        return {}
+    try:
+        source = inspect.getsource(importlib.import_module(module_name))
+    except ImportError as error:
+        raise InputError(
+            f"network: cannot import {name!r} ({error}); is it installed or on PYTHONPATH?"
+        ) from error
+    except (OSError, TypeError):  # compiled code has no source
+        return {}
+    return {"code": hashlib.sha256(source.encode()).hexdigest()}
 
 
 def adopt(
