@@ -87,6 +87,9 @@ def test_a_study_that_was_computed_elsewhere_is_whole(name):
     page = (place / name / "report.html").read_text()
     assert "<figure" in page or not STUDIES[name].curves
     assert "<img" in page or not STUDIES[name].pictures
+    if STUDIES[name].pictures:
+        for row in rows(place, name):
+            assert (place / name / f"gallery-{row['row']}.png").exists()
 
 
 def test_a_figure_of_two_tables_is_computed_once(place):

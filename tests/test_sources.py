@@ -89,6 +89,7 @@ def test_a_synthetic_set_is_a_torch_data_set(synthetic, generator, bank):
     assert len(list(synthetic)) == 40  # iteration ends
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize(("workers", "begun"), [(0, None), (2, "fork"), (2, "spawn")])
 def test_data_loaders_take_it(synthetic, workers, begun):
     loader = DataLoader(

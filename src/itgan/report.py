@@ -137,11 +137,17 @@ def write_report(
     write_bytes(html, page.encode())
     made = _made(provenance or {}, command)
     write_bytes(markdown, _markdown(title, rows, differences, scores, notes, made, files).encode())
-    if gallery is not None and any(images.numel() for images in gallery.stages.values()):
+    if gallery is not None:
+        write_gallery(out / "gallery.png", gallery)
+    return html, markdown
+
+
+def write_gallery(path: Path, gallery: Gallery) -> None:
+    """One PNG of every stage, if there is any picture."""
+    if any(images.numel() for images in gallery.stages.values()):
         buffer = io.BytesIO()
         gallery_picture(gallery).save(buffer, "PNG", optimize=True)
-        write_bytes(out / "gallery.png", buffer.getvalue())
-    return html, markdown
+        write_bytes(path, buffer.getvalue())
 
 
 def gallery_picture(gallery: Gallery) -> Image.Image:

@@ -20,7 +20,7 @@ from itgan.pipeline import Experiment
 from itgan.progress import say
 from itgan.publishing import accuracy_curves, picture_stages
 from itgan.recipes import flags_between
-from itgan.report import write_report
+from itgan.report import write_gallery, write_report
 from itgan.runs import Cell, Run, environment
 from itgan.sources import label_bytes
 from itgan.studies import SCALES, STUDIES, Entry, Study, published, vary
@@ -246,19 +246,23 @@ def _report(name: str, config: StudyConfig, run: Run, measured: Sequence[Measure
         for one in measured
         for trial in one.trials
     ]
-    first = measured[0]
-    gallery = picture_stages(first.experiment, run) if study.pictures else None
+    galleries = {
+        one.entry.row: picture_stages(one.experiment, run) for one in measured if study.pictures
+    }
+    for row, gallery in galleries.items():  # the page has room for one
+        if gallery is not None:
+            write_gallery(run.path / f"gallery-{row}.png", gallery)
     write_report(
         run.path,
         title=f"{study.title} ({name}, {config.scale} scale)",
         rows=summarize(named),
         curves=_charts(study, measured),
-        gallery=gallery,
+        gallery=next(iter(galleries.values()), None),
         config=config.model_dump(mode="json"),
         command=command(name, config),
         environment=environment(),
         notes=_notes(config),
-        files=(f"{name}.json", f"{name}.md"),
+        files=(f"{name}.json", f"{name}.md", *(f"gallery-{row}.png" for row in galleries)),
     )
 
 
