@@ -790,8 +790,8 @@ def test_a_batch_norm_needs_the_whole_batch(images):
     with pytest.raises(InputError) as error:
         condense(Toy(), start, images, changed(micro_batch=39), pool=pool)
     message = str(error.value)
-    assert message.startswith("condensation.micro_batch=39: the pool's batch norm couples")
-    assert "--condensation.micro-batch 40" in message
+    assert message.startswith("micro_batch=39: the network's batch norm couples")
+    assert "all 40 must go through at once; give 40" in message
     assert "\n" not in message
     condense(Toy(), start, images, changed(steps=1, micro_batch=40), pool=pool)
     small = changed(steps=1, micro_batch=20, shard_per_class=2)

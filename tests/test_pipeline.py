@@ -969,7 +969,7 @@ def test_another_root_seed_draws_other_fresh_samples_and_other_images(file):
         ({"sources": ("dc",), "dc": {"network": "resnet18@32"}}, "dc.network: resnet18@32 has a"),
         (
             {"sources": ("dm",), "dm": {"network": "resnet18@32", "micro_batch": 19}},
-            "dm.micro_batch=19: the batch norm of resnet18@32 .* all 20 must",
+            "dm.micro_batch=19: the network's batch norm .* all 20 must",
         ),
         (
             {"evaluation": {"network": "resnet18@32", "batch_size": 19}},
@@ -984,3 +984,4 @@ def test_batch_norms_that_would_stumble_later_are_refused_at_once(changes, said)
     # Without the source that needs it, or in other batches, the same network is no fault.
     sound = {**config, "sources": ("random",), "latents_per_class": 3}
     Experiment(RunConfig.model_validate(sound)).check()
+    Experiment(RunConfig.model_validate({**config, "sources": ("random-raw",)})).check()

@@ -44,13 +44,27 @@ from itgan.latents import (
     sample_latents,
     tuned,
 )
-from itgan.networks import couples_images
+from itgan.networks import Network, couples_images
 from itgan.progress import say, track
 from itgan.randomness import ambient, derive_seed
 from itgan.two_pass import Problem, descend
 
 AVERAGE = "average."  # before the names of means in a snapshot
 MICRO_BATCHES = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)  # that are tried
+
+
+def check_together(network: Network, images: int, micro_batch: int) -> None:
+    """Refuse to part images whose embeddings depend on one another.
+
+    Raises:
+        InputError: the network has a batch norm, and so many images make several micro-batches.
+    """
+    if images > micro_batch and couples_images(network):
+        raise InputError(
+            f"micro_batch={micro_batch}: the network's batch norm couples the images of a batch, "
+            f"so all {images} must go through at once; give {images}, or a network with instance "
+            "norm"
+        )
 
 
 def condense(
@@ -134,12 +148,8 @@ def condense(
             labels = bank.labels[rows]
             at = (*where, step)
             draws = list(draw_embeddings(pool, labels, config, seed, at, discrepancy, device))
-            if any(couples_images(d.network) for d in draws) and len(rows) > micro_batch:
-                raise InputError(
-                    f"condensation.micro_batch={micro_batch}: the pool's batch norm "
-                    f"couples the images of a batch, so all {len(rows)} must go through at once; "
-                    f"give --condensation.micro-batch {len(rows)} or a network with instance norm"
-                )
+            for draw in draws:
+                check_together(draw.network, len(rows), micro_batch)
             batch = draw_real(real, members, labels, config, seed, where[0], step)
             with ambient(device, seed, "ambient", *at):
                 problem = Problem(

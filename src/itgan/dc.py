@@ -110,6 +110,19 @@ def gradient_matching(
     )
 
 
+def check_uncoupled(network: Network, name: str) -> None:
+    """Refuse a network whose images depend on one another.
+
+    Raises:
+        InputError: it has a batch norm.
+    """
+    if couples_images(network):
+        raise InputError(
+            f"network: {name} has a batch norm, whose statistics belong to all classes; give a "
+            "network with instance norm, such as convnet"
+        )
+
+
 class _Problem:
     """Synthetic pixels, and the network that is with them now."""
 
@@ -132,11 +145,7 @@ class _Problem:
     def renew(self, number: int) -> Network:
         """A new network."""
         network = self.pool.draw(derive(self.seed, "dc network", number))
-        if couples_images(network):
-            raise InputError(
-                f"dc.network: {self.config.network} has a batch norm, whose statistics belong to "
-                "all classes; give a network with instance norm, such as convnet"
-            )
+        check_uncoupled(network, self.config.network)
         self.network = network.requires_grad_(True).train().to(self.device)
         return self.network
 

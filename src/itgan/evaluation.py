@@ -91,15 +91,9 @@ def evaluate(
     config = config or EvaluationConfig()
     if len(set(seeds)) != len(seeds):
         raise InputError(f"seeds: {list(seeds)} names a network twice; give each seed once")
-    generator = getattr(source, "generator", None)
-    if generator is not None and tuple(generator.image_shape) != test.image_shape:
-        raise InputError(
-            f"{source.name}: images of shape {tuple(generator.image_shape)}, the test images have "
-            f"{test.image_shape}"
-        )
+    _check_source(source, test)
     if isinstance(source, SyntheticSet):
         source = source.materialise()
-    _check_source(source, test)
     trials = []
     for seed in seeds:
         part = checkpoint.part(seed) if checkpoint is not None else None
@@ -117,11 +111,16 @@ def _check_source(source: Source, test: ImageSet) -> None:
                 f"{source.name}: has labels of {top} classes, the test images have "
                 f"{test.num_classes}"
             )
-    images = getattr(source, "images", None)
-    if isinstance(images, Tensor) and tuple(images.shape[1:]) != test.image_shape:
+    # What a generator makes is known before it is made.
+    generator, images = getattr(source, "generator", None), getattr(source, "images", None)
+    shape = test.image_shape
+    if generator is not None:
+        shape = tuple(generator.image_shape)
+    elif isinstance(images, Tensor):
+        shape = tuple(images.shape[1:])
+    if shape != test.image_shape:
         raise InputError(
-            f"{source.name}: images of shape {tuple(images.shape[1:])}, the test images have "
-            f"{test.image_shape}"
+            f"{source.name}: images of shape {shape}, the test images have {test.image_shape}"
         )
 
 

@@ -5,10 +5,13 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from itgan.augment import parse_strategy
+from itgan.condensation import check_together
 from itgan.configs import (
     CondensationConfig,
+    Config,
     DCConfig,
     EvaluationConfig,
     RunConfig,
@@ -16,13 +19,15 @@ from itgan.configs import (
     with_precision,
 )
 from itgan.data import Dataset, ImageSet, load_dataset
+from itgan.dc import check_uncoupled
 from itgan.devices import pick_device, resolve_precision
 from itgan.errors import InputError
 from itgan.gains import check_gains
 from itgan.generators import StoredGenerator, count_seen, load_generator
 from itgan.latents import check_images
-from itgan.networks import build_network, couples_images
+from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
+from itgan.training import check_last_batch
 
 # The stage whose network makes a source; sources that no generator has a part in.
 STAGES: dict[Source, str] = {
@@ -127,6 +132,7 @@ class Setting:
                 gains are to be tuned that are not there, or in several shards.
         """
         config, data = self.config, self.data
+        counts = self.subset(config.latent_seeds[0]).labels.bincount()
         used = {"evaluation", *(STAGES[s] for s in config.sources if s in STAGES)}
         for name, stage in (
             ("inversion.extractor", config.inversion.extractor),
@@ -143,8 +149,8 @@ class Setting:
                 network = build_network(stage.network, data.image_shape, data.num_classes)
                 if isinstance(stage, CondensationConfig) and stage.layers == "all":
                     network.require_blocks()
-                if name in used and couples_images(network):
-                    self._check_coupled(stage)
+                if name in used:
+                    self._check_batches(network, stage, counts)
             except InputError as error:
                 raise InputError(f"{name}.{error}") from error
         for name, source, stage in (
@@ -152,34 +158,24 @@ class Setting:
             ("plus", "itgan-plus", config.plus),
         ):
             if source in config.sources and stage.gains_rate:
-                most = int(self.subset(config.latent_seeds[0]).labels.bincount().max())
                 try:
-                    check_gains(self.generator, stage, most)
+                    check_gains(self.generator, stage, int(counts.max()))
                 except InputError as error:
                     raise InputError(f"{name}.{error}") from error
 
-    def _check_coupled(self, stage: CondensationConfig | DCConfig | EvaluationConfig) -> None:
-        """Whether a batch norm sees whole batches, and none of a single image."""
-        counts = self.subset(self.config.latent_seeds[0]).labels.bincount()
+    def _check_batches(self, network: Network, stage: Config, counts: Tensor) -> None:
+        """Whether a batch norm, if there is one, gets whole batches, and none of one image."""
         if isinstance(stage, DCConfig):
-            raise InputError(
-                f"network: {stage.network} has a batch norm, whose statistics belong to all "
-                "classes; give a network with instance norm, such as convnet"
-            )
-        if isinstance(stage, EvaluationConfig):
-            if int(counts.sum()) % stage.batch_size == 1:
-                raise InputError(
-                    f"batch_size={stage.batch_size}: leaves a last batch of one of "
-                    f"{int(counts.sum())} images, which a batch norm cannot take; give another"
-                )
-            return
-        together = int(counts.clamp(max=stage.shard_per_class or int(counts.max())).sum())
-        if stage.micro_batch != "auto" and together > stage.micro_batch:
-            raise InputError(
-                f"micro_batch={stage.micro_batch}: the batch norm of {stage.network} couples the "
-                f"images of a batch, so all {together} must go through at once; give {together}, "
-                "or a network with instance norm"
-            )
+            check_uncoupled(network, stage.network)
+        elif isinstance(stage, CondensationConfig) and stage.micro_batch != "auto":
+            shard = stage.shard_per_class or int(counts.max())
+            check_together(network, int(counts.clamp(max=shard).sum()), stage.micro_batch)
+        elif isinstance(stage, EvaluationConfig):
+            sources = set(self.config.sources)
+            if "real" in sources:
+                check_last_batch(network, len(self.data.train), stage.batch_size)
+            if sources - {"real", "random-raw", "random-jpeg"}:
+                check_last_batch(network, int(counts.sum()), stage.batch_size)
 
     def subset(self, latent_seed: int) -> ImageSet:
         """The training rows of a bank: ``latents_per_class`` of each class, drawn by seed."""

@@ -48,6 +48,19 @@ def count_updates(config: EvaluationConfig, n: int) -> int:
     return config.updates or config.epochs * -(-n // config.batch_size)
 
 
+def check_last_batch(network: Network, n: int, batch_size: int) -> None:
+    """Refuse an epoch of n images whose last batch is a single image.
+
+    Raises:
+        InputError: it is, and the network has a batch norm.
+    """
+    if n % batch_size == 1 and couples_images(network):
+        raise InputError(
+            f"batch_size={batch_size}: leaves a last batch of one of {n} images, which a batch "
+            "norm cannot take; give another batch size"
+        )
+
+
 def train_classifier(
     network: Network,
     source: Source,
@@ -84,11 +97,7 @@ def train_classifier(
         weight_decay=config.weight_decay,
     )
     total = count_updates(config, len(source))
-    if couples_images(network) and len(source) % config.batch_size == 1:
-        raise InputError(
-            f"batch_size={config.batch_size}: leaves a last batch of one of {len(source)} images, "
-            "which a batch norm cannot take; give another batch size"
-        )
+    check_last_batch(network, len(source), config.batch_size)
     network.train()
     noted = {} if noted is None else noted
     begun = _restore(network, optimiser, checkpoint, noted)
