@@ -72,6 +72,14 @@ def test_the_file_holds_decoder_and_encoder(unbroken, digits, images):
     assert {"l1", "feature", "kl"} < rows[0].keys()
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({}, 3), ({"adversarial_start": 6}, 0), ({"adversarial_weight": 0.0}, 0)],
+)
+def test_the_last_phase_begins_with_the_hinge_loss(digits, change, expected):
+    assert AutoencoderTrainer(tiny(**change), digits.train).last_phase == expected
+
+
 @pytest.mark.parametrize("first", [1, 3, 5])
 def test_fewer_steps_and_then_more_are_an_unbroken_run(unbroken, digits, tmp_path, first):
     before = torch.get_rng_state()

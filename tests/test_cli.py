@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -410,6 +411,18 @@ def test_pretraining_makes_an_autoencoder_with_a_card(done, tmp_path):
     path = tmp_path / "made" / "generator.safetensors"
     assert itgan.generators.load_generator(path).latent_shape == (4,)
     assert itgan.generators.load_encoder(path)(torch.zeros(1, 1, 8, 8), torch.tensor([3])).any()
+
+
+def test_pretraining_on_images_of_another_size(done, refused, tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(12, 28, 28, 3), dtype=np.uint8)
+    labels = np.arange(12) % 2
+    np.savez("odd.npz", x_train=pixels, y_train=labels, x_test=pixels[:4], y_test=labels[:4])
+    small = "--dataset npz:odd.npz --steps 1 --batch-size 4 --channels 1 --latent-dim 4 --out made"
+    small += " --validation 0 --card.figures"
+    assert "choose one with --image-size" in refused("pretrain", "digits", *small.split())
+    done("pretrain", "digits", *small.split(), "--image-size", "16")
+    made = itgan.generators.load_generator(Path("made/generator.safetensors"))
+    assert (made.image_shape, made.num_classes) == ((3, 16, 16), 2)
 
 
 def test_the_zoo_lists_what_ships(done, file, monkeypatch):

@@ -13,7 +13,7 @@ from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import draw_augmentation
 from itgan.condensation import condense
-from itgan.configs import CondensationConfig
+from itgan.configs import CondensationConfig, InversionConfig
 from itgan.errors import InputError
 from itgan.latents import LatentAdam, LatentBank, sample_latents
 from itgan.networks import Network, build_network
@@ -909,3 +909,31 @@ def test_the_last_share_of_the_steps_is_in_fp32(digits):
     late = made(precision="bf16", fp32_share=0.5)
     assert not torch.equal(late, narrow)
     assert not torch.equal(late, exact)
+
+
+# A rate that falls
+
+
+def test_a_cosine_schedule_ends_in_small_steps(digits):
+    few = digits.train.select(range(40))
+    start = sample_latents(Toy(), few)
+
+    def made(**fields):
+        return condense(Toy(), start, few, changed(steps=4, **fields), pool=Fresh()).latents
+
+    one = {"steps": 1}
+    first = condense(Toy(), start, few, changed(**one), pool=Fresh()).latents
+    same = condense(Toy(), start, few, changed(**one, schedule="cosine"), pool=Fresh()).latents
+    assert torch.equal(first, same), "the first step is a whole one"
+    constant, falling = (made(schedule=name) - start.latents for name in ("constant", "cosine"))
+    assert 0 < falling.abs().mean() < 0.9 * constant.abs().mean()
+
+
+def test_what_a_schedule_is_part_of():
+    plain, falling = CondensationConfig(), CondensationConfig(schedule="cosine")
+    assert "schedule" not in plain.identity()
+    assert falling.identity()["schedule"] == "cosine"
+    assert "schedule" not in InversionConfig().identity()
+    assert InversionConfig(schedule="cosine").identity()["schedule"] == "cosine"
+    with pytest.raises(ValueError, match="schedule: cosine is for adam"):
+        CondensationConfig(schedule="cosine", optimiser="sgd")

@@ -243,6 +243,22 @@ def hf_split(images, labels, names=("cat", "dog", "eel")):
     return datasets.Dataset.from_dict({"picture": cells, "kind": labels}, features=features)
 
 
+def test_the_fine_labels_of_cifar100_are_learned_unless_told(tmp_path, quiet):
+    features = datasets.Features(
+        img=datasets.Image(),
+        fine_label=datasets.ClassLabel(names=["cat", "dog", "eel"]),
+        coarse_label=datasets.ClassLabel(names=["furry", "wet"]),
+    )
+    cells = [{"bytes": png(image), "path": None} for image in noise(12, 6, 6, 3)]
+    labels = {"fine_label": LABELS, "coarse_label": [label // 2 for label in LABELS]}
+    split = datasets.Dataset.from_dict({"img": cells, **labels}, features=features)
+    for name in ("train", "test"):
+        split.to_parquet(tmp_path / f"{name}-00000-of-00001.parquet")
+    assert load_dataset(str(tmp_path)).class_names == ("cat", "dog", "eel")
+    coarse = load_dataset(str(tmp_path), label_column="coarse_label")
+    assert coarse.class_names == ("furry", "wet")
+
+
 @pytest.fixture
 def quiet():
     datasets.disable_progress_bars()

@@ -251,6 +251,18 @@ def test_without_an_encoder_one_is_trained(generator, extractor, few):
     assert torch.equal(bank.latents, given.latents)
 
 
+def test_an_own_encoder_has_to_be_given(generator, extractor, few):
+    config = InversionConfig(steps=1, start="own-encoder")
+    with pytest.raises(InputError, match="start=own-encoder: give the encoder too"):
+        invert(generator, few, config, 0, extractor)
+    trained = config.model_copy(update={"start": "encoder"})
+    given, same = (
+        invert(generator, few, each, 0, extractor, encoder=simple_encoder)
+        for each in (config, trained)
+    )
+    assert torch.equal(given.latents, same.latents)
+
+
 def test_an_encoder_of_other_latents_is_refused(generator, extractor, few):
     config = InversionConfig(steps=1, start="encoder")
     with pytest.raises(InputError, match=r"encoder: gives \(7, 5\) for 7 images, but the gener"):
@@ -342,6 +354,7 @@ OPTIONS = {
     "encoder": {"start": "encoder"},
     "early": {"tolerance": 0.2, "window": 3},
     "prior": {"lambda_prior": 0.1},
+    "cosine": {"schedule": "cosine"},
     "again": {"restart_share": 1.0},  # which images are the worst is a matter of company
     "all": {"start": "best-of", "tolerance": 0.2, "window": 3, "restart_share": 1.0},
 }

@@ -204,6 +204,23 @@ def test_visiting_all_rows_is_adam(betas):
         torch.testing.assert_close(latents, reference.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_a_decaying_rate_is_that_of_cosine_annealing():
+    start = randn(5, 3)
+    reference = start.clone().requires_grad_()
+    adam = torch.optim.Adam([reference], lr=0.05)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=12)
+    ours = LatentAdam(start, 0.05, decay_steps=12)
+    for step in range(12):
+        gradient = randn(5, 3, seed=step)
+        reference.grad = gradient.clone()
+        adam.step()
+        annealing.step()
+        ours.step(torch.arange(5), gradient)
+        torch.testing.assert_close(start, reference.detach(), rtol=1e-5, atol=1e-6)
+    ours.step(torch.arange(5), randn(5, 3))
+    torch.testing.assert_close(start, reference.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_the_first_step_is_the_learning_rate_against_the_sign():
     latents = torch.zeros(3, 1)
     LatentAdam(latents, 0.1).step(torch.arange(3), torch.tensor([[5.0], [-1e-3], [0.0]]))

@@ -95,7 +95,8 @@ def test_the_protocol_is_in_the_name(generator, data, keep):
     assert kernel == f"kernel distance (MMD², 2 subsets of 20, {protocol}"
     assert recall == f"recall (k = 3, {protocol}"
     assert cas.startswith("classifier accuracy score, % (ConvNet, 2 updates of 30 fresh samples, ")
-    assert cas.endswith(", networks 0 1, 100 validation images of digits)")
+    digest = data.validation.fingerprint[:8]
+    assert cas.endswith(f", networks 0 1, 100 validation images of digits, sha256 {digest})")
 
 
 @pytest.mark.parametrize(

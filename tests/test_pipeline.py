@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from html import escape
 
 import pytest
@@ -14,7 +15,7 @@ from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
 from itgan.generator_configs import PretrainingConfig
-from itgan.generators import BigGANShape
+from itgan.generators import BigGANShape, load_encoder
 from itgan.latents import LatentBank, sample_latents
 from itgan.pipeline import Experiment, compute
 from itgan.planning import plan
@@ -22,6 +23,7 @@ from itgan.pretraining import pretrain
 from itgan.publishing import publish, tabulate
 from itgan.randomness import derive
 from itgan.recipes import command
+from itgan.reconstruction import psnr
 from itgan.runs import Run, with_inputs
 from itgan.soft_labels import soften
 from itgan.sources import SyntheticSet
@@ -510,6 +512,29 @@ def test_the_encoder_depends_on_its_own_settings_alone(experiment):
     # Without it, its settings change nothing.
     idle = {"encoder": ENCODER["encoder"]}
     assert names(experiment(inversion=idle).trials()) == names(experiment().trials())
+
+
+def test_an_autoencoder_starts_the_inversion_with_its_own_encoder(experiment, tmp_path):
+    change = {"generator": "ae-digits", "validation": 200}
+    made = experiment(**change, inversion={"start": "own-encoder"})
+    (bank, *_) = compute(made, Run(tmp_path), "invert")
+    assert not list(tmp_path.glob("cells/encoder*"))
+    guess, rows = load_encoder("ae-digits"), made.subset(0)
+    encoded = replace(bank, latents=guess(rows.floats(), rows.labels))
+    started, found = (psnr(made.generator, each, rows) for each in (encoded, bank))
+    (blind, *_) = compute(experiment(**change), Run(tmp_path / "blind"), "invert")
+    assert blind.history["psnr"][0] < started - 5 < found
+
+    other = names(experiment(**change).trials())
+    same = {n for n, name in names(made.trials()).items() if other[n] == name}
+    assert same == {"extractor"} | trial(*SOURCES[:4])
+
+
+def test_a_generator_without_an_encoder_is_told_before_any_work(experiment, tmp_path):
+    made = experiment(inversion={"start": "own-encoder"})
+    with pytest.raises(InputError, match=r"tiny\.safetensors: holds no encoder"):
+        compute(made, Run(tmp_path), "embed")
+    compute(experiment(inversion={"start": "own-encoder"}, sources=("random",)), Run(tmp_path))
 
 
 # Pools of snapshots

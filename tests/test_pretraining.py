@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from itgan import artefacts, pretraining
+from itgan.cli import main
 from itgan.configs import EvaluationConfig
 from itgan.data import load_dataset
 from itgan.errors import InputError
@@ -175,10 +177,21 @@ def test_a_score_has_settled_when_it_gained_less_than_a_hundredth(
     tmp_path, scores, patience, expected
 ):
     journal = Journal(tmp_path, 0)
-    for step, score in enumerate(scores):
+    for step, score in enumerate(scores, 1):
         journal.numbers(step, {"d_loss": 1.0}, {})
         journal.numbers(step, {"score": score}, {})
     assert settled(journal, patience) is expected
+    journal.close()
+
+
+def test_only_measurements_of_the_last_phase_count(tmp_path):
+    journal = Journal(tmp_path, 0)
+    for step, score in enumerate([3.0, 2.0, 2.5, 2.4, 2.3, 2.29, 2.28], 1):
+        journal.numbers(step, {"score": score}, {})
+    assert settled(journal, 5)
+    assert settled(journal, 2, last_phase=2)
+    assert not settled(journal, 3, last_phase=2), "2.28 is better than 2.4"
+    assert not settled(journal, 5, last_phase=2), "there are five in all"
     journal.close()
 
 
@@ -376,17 +389,24 @@ def test_a_loss_that_explodes_changes_no_weight(
 # --- killed -------------------------------------------------------------------------------------
 
 
-def test_killed_three_times_it_ends_as_if_unbroken(digits, tmp_path):
-    steps = 150
-    long = tiny(steps=steps, checkpoint_seconds=0.0)
-    pretrain(long.model_copy(update={"checkpoint_seconds": 1e4}), digits, tmp_path / "unbroken")
-    out = tmp_path / "killed"
-    flags = shlex.split(
-        f"pretrain digits --validation 0 --steps {steps} --batch-size 4 --channels 2 --latent-dim "
-        "4 --ema 0.9 --ema-start 2 --diffaugment translation,cutout,color --flip --device cpu "
-        f"--checkpoint-seconds 0 --card.figures --out {out}"
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "digits --precision fp32",
+        "digits --precision bf16",
+        "ae-digits --adversarial-start 40 --extractor.updates 1",
+    ],
+)
+def test_killed_three_times_it_ends_as_if_unbroken(tmp_path, preset):
+    steps, out = 150, tmp_path / "killed"
+    arguments = shlex.split(
+        f"pretrain {preset} --validation 0 --steps {steps} --batch-size 4 --channels 2 "
+        "--latent-dim 4 --ema 0.9 --ema-start 2 --diffaugment translation,cutout,color --flip "
+        "--device cpu --card.figures"
     )
-    command = [sys.executable, "-m", "itgan.cli", *flags]
+    assert main([*arguments, "--out", str(tmp_path / "unbroken")]) == 0
+    arguments += ["--out", str(out)]
+    command = [sys.executable, "-m", "itgan.cli", *arguments, "--checkpoint-seconds", "0"]
     source = str(Path(pretraining.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     rng = random.Random(time.time_ns())
@@ -400,8 +420,12 @@ def test_killed_three_times_it_ends_as_if_unbroken(digits, tmp_path):
         said = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, said
     assert 0 < steps_of(out / "checkpoint.safetensors") < steps
-    pretrain(long, digits, out)
-    assert_same(out, tmp_path / "unbroken")
+    assert main(arguments) == 0
+    ends, expected = (
+        artefacts.load(d / "generator.safetensors")[0] for d in (out, tmp_path / "unbroken")
+    )
+    assert ends.keys() == expected.keys()
+    assert all(torch.equal(tensor, ends[name]) for name, tensor in expected.items())
     rows = artefacts.read_jsonl(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(50, steps + 1, 50))
 
@@ -575,6 +599,15 @@ def test_bf16_steps_are_finite_and_keep_fp32_weights(digits):
     losses = trainer.step(0)
     assert all(abs(value) < 100 for value in losses.values())
     assert {t.dtype for t in trainer.state().values()} == {torch.float32}
+
+
+def test_power_steps_are_in_fp32_whatever_the_precision(digits):
+    layer = GANTrainer(tiny(precision="bf16"), digits.train).generator.linear
+    before = layer.u0.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer.train()(torch.ones(2, 4))
+    v = F.normalize(before @ layer.weight, dim=1)
+    torch.testing.assert_close(layer.u0, F.normalize(v @ layer.weight.T, dim=1))
 
 
 def test_colour_images(images, digits, tmp_path):

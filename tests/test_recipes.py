@@ -43,6 +43,18 @@ def test_every_augmentation_of_a_recipe_is_understood(name):
             assert "flip" not in groups
 
 
+def test_published_pretrainings():
+    """BigGAN with DiffAugment on CIFAR: 1,000 and 2,000 epochs."""
+    for name, steps in (("cifar10", 250_000), ("cifar100", 500_000)):
+        config = PRETRAININGS[name]()
+        batch = config.batch_size * config.discriminator_steps
+        assert (config.channels, config.latent_dim, config.steps) == (64, 128, steps)
+        assert (config.batch_size, config.discriminator_steps, batch) == (50, 4, 200)
+        assert config.generator_rate == config.discriminator_rate == 2e-4
+        assert (config.ema, config.ema_start) == (0.9999, 1000)
+        assert config.diffaugment == "translation,cutout"
+
+
 @pretrainings
 def test_a_pretraining_is_a_valid_config(name):
     config = PRETRAININGS[name]()

@@ -576,7 +576,7 @@ CASES = [
     Case(
         "TorchScript described wrongly",
         "run digits --generator x.pt",
-        "is no list of numbers",
+        "is no list of whole numbers",
         lambda t: script(Scripted(), image_shape=8),
     ),
     Case(

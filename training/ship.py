@@ -48,7 +48,7 @@ def main(run: Path, place: Path) -> None:
         if line.startswith("- weights in the file:"):
             lines[i] = (
                 "- weights in the file: average, in 16 bits; what is below was measured before "
-                f"this rounding, which moves pixels by at most {moved(source, file):.3f} of the "
+                f"this rounding, which moves pixels by at most {moved(source, file):.1g} of the "
                 "range of 2"
             )
         if line.startswith("- file:"):

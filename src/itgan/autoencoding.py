@@ -61,6 +61,12 @@ class AutoencoderTrainer(GANTrainer):
             len(data), config.batch_size, derive_seed(config.seed, "reconstruction")
         )
 
+    @property
+    def last_phase(self) -> int:  # pyrefly: ignore
+        """Where the hinge loss sets in, after which the score rises at first."""
+        start = self.config.adversarial_start
+        return start if start < self.config.steps and self.config.adversarial_weight else 0
+
     def identity(self) -> list[object]:
         """What the training follows from, as JSON."""
         return [*super().identity(), self.OBJECTIVE]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from itgan.artefacts import Checkpoint
+from itgan.artefacts import Checkpoint, digest
 from itgan.baselines import distribution_matching
 from itgan.condensation import condense, fastest_micro_batch
 from itgan.configs import CondensationConfig, DCConfig
@@ -40,7 +40,7 @@ class Banks(Setting):
         return Cell("network", "extractor", determinants, (), compute)
 
     def encoder(self) -> tuple[Cell, ...]:
-        """Where the inversion starts, if the recipe asks for it; one encoder serves all banks."""
+        """Trained for the inversion to start from, if so asked; one serves all banks."""
         config, seed = self.config.inversion, derive_seed(self.config.seed, "encoder")
         if config.start != "encoder":
             return ()
@@ -88,7 +88,7 @@ class Banks(Setting):
 
         def compute(extractor: Network, *encoders: Encoder, checkpoint: Checkpoint) -> LatentBank:
             device = self.generator.device
-            encoder = encoders[0].to(device) if encoders else None
+            encoder = encoders[0].to(device) if encoders else self.own_encoder
             extractor = extractor.to(device)
             return invert(self.generator, rows, config, seed, extractor, checkpoint, encoder)
 
@@ -98,6 +98,8 @@ class Banks(Setting):
             "images": rows.fingerprint,
             "seed": seed,
         }
+        if self.own_encoder:
+            determinants["encoder"] = digest(self.own_encoder.state_dict())
         label = f"inverted bank, latent seed {latent_seed}"
         inputs = (self.extractor(), *self.encoder())
         return Cell("bank", label, determinants, inputs, compute)

@@ -49,7 +49,10 @@ def same_bytes_raw(images: ImageSet, nbytes: int, seed: int = 0) -> PixelSet:
     each = math.prod(images.image_shape) + label_bytes(images.num_classes)
     count = min(nbytes // each, len(images))
     if count < images.num_classes:
-        raise InputError(f"random, same bytes: {nbytes} bytes hold only {count} raw images")
+        raise InputError(
+            f"random, same bytes: {nbytes} bytes hold only {count} raw images, fewer "
+            "than there are classes; give more latents per class, or leave this source out"
+        )
     order = _in_turn(images, seed)
     chosen = images.select([next(order) for _ in range(count)])
     return PixelSet(
@@ -82,7 +85,10 @@ def same_bytes_jpeg(
         decoded.append(torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1))
         labels.append(int(images.labels[position]))
     if len(decoded) < images.num_classes:
-        raise InputError(f"random, same bytes: {nbytes} bytes hold only {len(decoded)} JPEGs")
+        raise InputError(
+            f"random, same bytes: {nbytes} bytes hold only {len(decoded)} JPEGs, fewer than there "
+            "are classes; give more latents per class, or leave this source out"
+        )
     return PixelSet(
         torch.stack(decoded).permute(0, 3, 1, 2).contiguous(),
         torch.tensor(labels),

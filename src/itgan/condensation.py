@@ -282,7 +282,8 @@ def _descend(
 def _optimiser(latents: Tensor, config: CondensationConfig) -> LatentAdam | LatentSGD:
     if config.optimiser == "sgd":
         return LatentSGD(latents, config.learning_rate, config.momentum)
-    return LatentAdam(latents, config.learning_rate)
+    decay_steps = config.steps if config.schedule == "cosine" else None
+    return LatentAdam(latents, config.learning_rate, decay_steps=decay_steps)
 
 
 def _only(

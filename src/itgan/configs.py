@@ -24,8 +24,13 @@ Source = Literal[
     "itgan-plus",
 ]
 Layers = Literal["last", "all"]
+Schedule = Annotated[
+    Literal["constant", "cosine"],
+    Field(description="the learning rate stays, or falls to zero along half a cosine wave"),
+]
 Figure = Literal["frechet", "kernel", "precision", "recall", "density", "coverage", "cas"]
 Weights = Literal["average", "raw"]
+ImageSize = Annotated[int, Field(ge=4, le=1024)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -141,14 +146,16 @@ class InversionConfig(Config):
 
     steps: Count = Field(300, description="Adam steps (paper: 5000)")
     learning_rate: Rate = Field(0.1, description="Adam's learning rate on the latents")
+    schedule: Schedule = "constant"
     batch_size: Count = Field(
         100, description="images fitted at a time; does not change the result"
     )
     lambda_pixel: Weight = Field(1.0, description="weight of the pixel distance")
     lambda_prior: Weight = Field(0.0, description="weight of the latent's mean square")
-    start: Literal["random", "best-of", "encoder"] = Field(
+    start: Literal["random", "best-of", "encoder", "own-encoder"] = Field(
         "random",
-        description="N(0, I), the nearest in features of several draws, or an encoder's guess",
+        description="N(0, I), the nearest in features of several draws, the guess of an encoder "
+        "that is trained for it, or that of the encoder in the autoencoder's own file",
     )
     candidates: Annotated[int, Field(ge=1, le=10_000)] = Field(
         16, description="draws for each image that best-of chooses from"
@@ -184,6 +191,7 @@ class InversionConfig(Config):
         unused = {"extractor", "encoder"}
         unused |= set() if self.start == "best-of" else {"candidates"}
         unused |= set() if self.tolerance else {"window"}
+        unused |= set() if self.schedule == "cosine" else {"schedule"}
         return {name: value for name, value in values.items() if name not in unused}
 
 
@@ -232,6 +240,7 @@ class CondensationConfig(Config):
     learning_rate: Rate = Field(
         0.01, description="Adam's learning rate on the latents (paper: 0.001)"
     )
+    schedule: Schedule = "constant"
     optimiser: Literal["adam", "sgd"] = Field("adam", description="how latents descend")
     momentum: Share = Field(0.5, description="momentum of sgd")
     shard_per_class: Count | None = Field(
@@ -300,12 +309,18 @@ class CondensationConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _schedules_are_of_adam(self) -> "CondensationConfig":
+        if self.schedule != "constant" and self.optimiser != "adam":
+            raise ValueError(f"schedule: {self.schedule} is for adam; sgd keeps its rate")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """Without options of ways not taken; a trained pool is an input of its own."""
         values = super().identity()
         if self.optimiser == "adam":
             del values["momentum"]
-        for name in ("layers", "average", "gains_rate"):
+        for name in ("layers", "average", "gains_rate", "schedule"):
             if values[name] == CondensationConfig.model_fields[name].default:
                 del values[name]
         random = self.pool.kind == "random"
@@ -383,7 +398,7 @@ class RunConfig(Config):
     score_on: Literal["auto", "validation", "test"] = Field(
         "auto", description="what scores classifiers: auto is the held-out images, if any"
     )
-    image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
+    image_size: ImageSize | None = Field(
         None, description="bring images of mixed sizes to this many pixels"
     )
     image_column: str | None = Field(None, description="image column, where it cannot be found")

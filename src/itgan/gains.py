@@ -85,7 +85,7 @@ def check_gains(generator: ConditionalGenerator, config: CondensationConfig, mos
 def _tunable(generator: ConditionalGenerator) -> TunableGenerator:
     if not isinstance(generator, TunableGenerator):
         raise InputError(
-            "gains_rate: tunes the class gains of a BigGAN, and this generator has none; leave "
-            "it at 0"
+            "gains_rate: tunes the class gains of a BigGAN, and this generator has none; set it "
+            "to 0"
         )
     return generator

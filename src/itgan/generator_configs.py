@@ -10,6 +10,7 @@ from itgan.configs import (
     EvaluationConfig,
     Figure,
     HeldOut,
+    ImageSize,
     Precision,
     Rate,
     Seed,
@@ -64,7 +65,7 @@ class MeasureConfig(MetricsConfig):
         description="training images held out, as in the generator's own training; if any, "
         "samples are compared with them, else with the test images",
     )
-    image_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
+    image_size: ImageSize | None = Field(
         None, description="bring images of mixed sizes to this many pixels"
     )
     image_column: str | None = Field(None, description="image column, where it cannot be found")
@@ -84,6 +85,9 @@ class PretrainingConfig(Config):
     dataset: str = Field("digits", description="data set to learn")
     validation: HeldOut = Field(
         0, description="training images that are held out, never seen: how many, or a fraction"
+    )
+    image_size: ImageSize | None = Field(
+        None, description="bring images of mixed or other sizes to this many pixels"
     )
     image_column: str | None = Field(None, description="image column, where it cannot be found")
     label_column: str | None = Field(None, description="label column, where it cannot be found")
@@ -133,7 +137,8 @@ class PretrainingConfig(Config):
         ge=0,
         le=10_000_000,
         description="stop before the last step once so many measurements in a row have together "
-        "improved the held-out score by less than 1 %; 0 never does",
+        "improved the held-out score by less than 1 %; an autoencoder's count from "
+        "adversarial_start on; 0 never does",
     )
     monitor: MetricsConfig = Field(
         MetricsConfig(figures=("frechet",), samples=2000),

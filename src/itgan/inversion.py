@@ -54,8 +54,8 @@ def invert(
         extractor: psi; trained on ``images`` as the config says when not given.
         checkpoint: where to keep snapshots, to go on after a kill.
         encoder: (images [n, c, h, w] in [-1, 1], labels [n]) -> latents, where
-            ``config.start`` is ``encoder``: any function, say an autoencoder's; one is trained
-            as the config says when not given.
+            ``config.start`` is ``encoder`` (one is trained as the config says when not given) or
+            ``own-encoder`` (``generators.load_encoder`` gives an autoencoder's).
 
     Returns:
         A bank with stage ``inverted``. Its history has for each step, as means over images,
@@ -68,9 +68,12 @@ def invert(
         asks for a control.
 
     Raises:
-        InputError: the generator cannot make such images; an encoder gives other shapes.
+        InputError: the generator cannot make such images; an encoder gives other shapes, or is
+            not given.
     """
     config = config or InversionConfig()
+    if config.start == "own-encoder" and encoder is None:
+        raise InputError("start=own-encoder: give the encoder too, from load_encoder(FILE)")
     check_images(generator, images)
     device = generator.device
     if extractor is None:
@@ -151,6 +154,7 @@ class Descent:
         self.adam = LatentAdam(
             torch.zeros(attempts, *objective.generator.latent_shape, device=device),
             self.config.learning_rate,
+            decay_steps=self.config.steps if self.config.schedule == "cosine" else None,
         )
         self.done = torch.zeros(attempts, dtype=torch.bool)
         # Sums of the loss in the window now and in the one before it.
@@ -197,7 +201,8 @@ class Descent:
         if len(again) and self.image[self.n] < 0:
             loss, _ = self.objective.losses(self.adam.latents[: self.n], self.image[: self.n])
             worst = loss.cpu().sort(descending=True, stable=True).indices[: len(again)]
-            start = "random" if self.config.start == "encoder" else self.config.start
+            guessed = self.config.start.endswith("encoder")
+            start = "random" if guessed else self.config.start
             self._begin(again, worst, derive_seed(self.seed, "restart"), start)
         return again[~self.done[again]][: self.config.batch_size]
 
@@ -254,6 +259,35 @@ class Descent:
 
 
 @torch.no_grad()
+def encode(
+    encoder: Encode,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    latent_shape: tuple[int, ...],
+) -> Float[Tensor, "n ..."]:
+    """What an encoder says, in fp32.
+
+    Raises:
+        InputError: it fails on such images, or gives other shapes.
+    """
+    try:
+        made = encoder(images, labels)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"encoder: fails on images of shape {tuple(images.shape[1:])} ({reason}); give one of "
+            "such images, or start without"
+        ) from error
+    expected = (len(images), *latent_shape)
+    if tuple(made.shape) != expected:
+        raise InputError(
+            f"encoder: gives {tuple(made.shape)} for {len(images)} images, but the generator "
+            f"takes {expected}"
+        )
+    return made.float()
+
+
+@torch.no_grad()
 def starts(
     objective: Objective,
     positions: Int[Tensor, " n"],
@@ -267,21 +301,16 @@ def starts(
     is that of ``random``), the one nearest in features. ``encoder`` asks it.
 
     Raises:
-        InputError: the encoder is missing, or gives other shapes.
+        InputError: the encoder fails, or gives other shapes.
     """
     shape, device = objective.generator.latent_shape, objective.generator.device
     rows = objective.images.rows[positions]
-    if start == "encoder":
+    if start.endswith("encoder"):
         found = []
         for chunk in positions.split(objective.config.batch_size):
             real, labels = objective.images.floats(chunk), objective.images.labels[chunk]
-            made = encoder(real.to(device), labels.to(device)) if encoder else None
-            if made is None or tuple(made.shape) != (len(chunk), *shape):
-                raise InputError(
-                    f"encoder: gives {None if made is None else tuple(made.shape)} for "
-                    f"{len(chunk)} images, but the generator takes {(len(chunk), *shape)}"
-                )
-            found.append(made.float())
+            assert encoder is not None  # ``invert`` saw to it
+            found.append(encode(encoder, real.to(device), labels.to(device), shape))
         return torch.cat(found)
     best = initial_latents(shape, rows, seed).to(device)
     if start == "best-of":

@@ -290,9 +290,11 @@ def check_images(generator: ConditionalGenerator, images: ImageSet) -> None:
         InputError: shapes or class counts differ.
     """
     if images.image_shape != tuple(generator.image_shape):
+        same_colours = images.image_shape[0] == generator.image_shape[0]
         raise InputError(
             f"generator: makes images of shape {tuple(generator.image_shape)}, but the data set "
-            f"has {images.image_shape}; choose a generator trained for it, or --image-size"
+            f"has {images.image_shape}; choose a generator trained for it"
+            + (", or --image-size" if same_colours else "")
         )
     if images.num_classes != generator.num_classes:
         raise InputError(
@@ -314,10 +316,21 @@ class LatentAdam:
         learning_rate: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        decay_steps: int | None = None,
     ) -> None:
-        """Optimise ``latents`` in place."""
+        """Optimise ``latents`` in place.
+
+        Args:
+            latents: changed by ``step``.
+            learning_rate: of a row's first step.
+            betas: decay of both moments.
+            eps: keeps a division finite.
+            decay_steps: visits over which a row's rate falls to zero along half a cosine wave; it
+                stays constant when not given.
+        """
         self.latents = latents
         self.learning_rate, self.betas, self.eps = learning_rate, betas, eps
+        self.decay_steps = decay_steps
         self.mean = torch.zeros_like(latents)
         self.square = torch.zeros_like(latents)
         self.visits = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
@@ -333,7 +346,13 @@ class LatentAdam:
         square = self.square[rows].lerp(gradient.square(), 1 - beta2)
         self.mean[rows], self.square[rows] = mean, square
         scale = (square / _weight(beta2, age)).sqrt_().add_(self.eps)
-        self.latents[rows] -= self.learning_rate * (mean / _weight(beta1, age)) / scale
+        self.latents[rows] -= self._rate(age) * (mean / _weight(beta1, age)) / scale
+
+    def _rate(self, age: Tensor) -> Tensor | float:
+        if self.decay_steps is None:
+            return self.learning_rate
+        done = ((age - 1) / self.decay_steps).clamp(max=1)
+        return self.learning_rate * (1 + torch.cos(math.pi * done)) / 2
 
     def state(self) -> dict[str, Tensor]:
         """All that a later step depends on."""

@@ -316,9 +316,11 @@ def classifier_accuracy_score(
     precision = resolve_precision(generator.device, config.cas.precision)
     source = FreshSamples(generator, labels, 0, precision, compiled=config.cas.compile)
     row = summarize(evaluate(source, held_out, config.cas, config.cas_seeds, device))[0]
+    training = config.cas.model_copy(update={"precision": precision})
     name = (
-        f"classifier accuracy score, % ({_schedule(config.cas, len(labels))}, "
-        f"networks {_numbers(config.cas_seeds)}, {len(held_out):,} {against} of {data.name})"
+        f"classifier accuracy score, % ({_schedule(training, len(labels))}, "
+        f"networks {_numbers(config.cas_seeds)}, {len(held_out):,} {against} of {data.name}, "
+        f"sha256 {held_out.fingerprint[:8]})"
     )
     return Figure("cas", name, row["mean"], row["std"] if row["n"] > 1 else None)
 
@@ -327,7 +329,7 @@ def _schedule(config: EvaluationConfig, samples: int) -> str:
     """A training protocol in words, with a hash for what the words leave out."""
     network = NETWORKS.get(config.network, config.network)
     length = f"{config.updates:,} updates" if config.updates else f"{config.epochs:,} epochs"
-    fields = artefacts.json_digest(config.model_dump(exclude_defaults=True))[:8]
+    fields = artefacts.json_digest(config.identity())[:8]
     return f"{network}, {length} of {samples:,} fresh samples, training {fields}"
 
 

@@ -41,7 +41,7 @@ LOG_EVERY = 50
 # Fields that say where, how long and what is told, not what is trained: another value goes on with
 # the same training.
 TOLD = {"checkpoint_seconds", "measure_every", "patience", "monitor", "card"}
-PLACES = {"steps", "device", "dataset", "image_column", "label_column", "out"} | TOLD
+PLACES = {"steps", "device", "dataset", "image_size", "image_column", "label_column", "out"} | TOLD
 LARGEST_LOSS = 1e6
 SAMPLE_EVERY = 1000
 SCORE = "score"  # of a measurement, in the journal: lower is better
@@ -105,6 +105,7 @@ class GANTrainer:
     OBJECTIVE = "gan"
     NETWORKS: tuple[str, ...] = ("generator", "discriminator", "average")
     AVERAGES: Mapping[str, str] = {"average": "generator"}
+    last_phase = 0  # the step from which on the objective stays the same
 
     def __init__(self, config: PretrainingConfig, data: ImageSet) -> None:
         """Fresh networks, a function of the seed alone."""
@@ -360,7 +361,7 @@ def _train(
     """Train to the last step, or until the score has settled; returns the number of steps."""
     config = trainer.config
     last = time.monotonic()
-    if settled(journal, config.patience):
+    if settled(journal, config.patience, trainer.last_phase):
         return begun
     for step in track(range(begun, config.steps), "pretrain"):
         try:
@@ -382,16 +383,19 @@ def _train(
             before = time.monotonic()
             journal.numbers(done, trainer.held_out(data, journal.out), {})
             last += time.monotonic() - before  # no training
-            end |= settled(journal, config.patience)
+            end |= settled(journal, config.patience, trainer.last_phase)
         checkpoint.offer(done, trainer.state, force=end)
         if end:
             return done
     return begun
 
 
-def settled(journal: Journal, patience: int) -> bool:
-    """Whether the last ``patience`` measurements have improved the score by less than 1 %."""
-    scores = [row[SCORE] for row in journal.rows() if SCORE in row]
+def settled(journal: Journal, patience: int, last_phase: int = 0) -> bool:
+    """Whether the last ``patience`` measurements have improved the score by less than 1 %.
+
+    Only measurements after the step ``last_phase`` count.
+    """
+    scores = [row[SCORE] for row in journal.rows() if SCORE in row and row["step"] > last_phase]
     if not 0 < patience < len(scores):
         return False
     before, since = min(scores[:-patience]), min(scores[-patience:])

@@ -88,7 +88,7 @@ def publish(
     scores = score_trials(trials)
     if scores:
         artefacts.write_json(run.path / "scores.json", scores)
-    for latent_seed in config.latent_seeds if experiment.generates else ():
+    for latent_seed in config.latent_seeds if experiment.inverts else ():
         for cell, plus in (
             (experiment.condensed(latent_seed), False),
             (experiment.plus(latent_seed), True),
@@ -185,7 +185,7 @@ def _losses(run: Run, cells: Iterable[Cell]) -> list[tuple[list[float], list[flo
 
 
 def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
-    if not experiment.generates:
+    if not experiment.inverts:
         return []
     curves = []
     for name, source, quantity, cell in (
@@ -249,7 +249,7 @@ def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gall
         "condensed": experiment.condensed,
         "plus": experiment.plus,
     }
-    for name, make in makers.items() if experiment.generates else ():
+    for name, make in makers.items() if experiment.inverts else ():
         if run.done(cell := make(seed)):
             bank = run.value(cell).select(picks.flatten())
             images = experiment.synthetic(bank, seed).materialise().images

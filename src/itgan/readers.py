@@ -30,6 +30,7 @@ HOLD_OUT = 6  # an undivided image folder gives every sixth image of a class to 
 # Where a set has no test split of its own, its validation split is what one tests on.
 TEST_NAMES = ("test", "validation", "valid", "val")
 PARQUET_SPLIT = re.compile(rf"(train|{'|'.join(TEST_NAMES)})[^a-z]")
+CIFAR100 = ("fine_label", "coarse_label")  # the former is what one learns, unless told
 CIFAR_LAYOUTS = (  # folder, train files, test file, label bytes, file of class names
     ("cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin", 1),
     ("cifar-100-binary", ["train.bin"], "test.bin", 2),
@@ -229,7 +230,8 @@ def _from_hugging_face(
     classes = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
     values = [name for name, f in features.items() if isinstance(f, datasets.Value)]
     image = _column(what, "image_column", columns[0], pictures, pictures)
-    label = _column(what, "label_column", columns[1], classes, classes + values)
+    told = [CIFAR100[0]] if set(classes) == set(CIFAR100) else classes
+    label = _column(what, "label_column", columns[1], told, classes + values)
     labels, names = _labels(what, splits, label)
     raw = {k: s.cast_column(image, datasets.Image(decode=False)) for k, s in splits.items()}
     n = len(labels["train"])

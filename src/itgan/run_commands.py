@@ -192,6 +192,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     data = load_dataset(
         config.dataset,
         validation=config.validation,
+        image_size=config.image_size,
         image_column=config.image_column,
         label_column=config.label_column,
     )

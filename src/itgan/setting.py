@@ -23,19 +23,27 @@ from itgan.dc import check_uncoupled
 from itgan.devices import pick_device, resolve_precision
 from itgan.errors import InputError
 from itgan.gains import check_gains
-from itgan.generators import StoredGenerator, count_seen, load_generator
+from itgan.generators import (
+    Encoder,
+    StoredGenerator,
+    count_seen,
+    load_encoder,
+    load_generator,
+)
+from itgan.inversion import encode
 from itgan.latents import check_images
 from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
 from itgan.training import check_last_batch
 
-# The stage whose network makes a source; sources that no generator has a part in.
+# The stage whose network makes a source; sources of inverted banks; those without a generator.
 STAGES: dict[Source, str] = {
     "itgan": "condensation",
     "itgan-plus": "plus",
     "dm": "dm",
     "dc": "dc",
 }
+INVERTED: frozenset[Source] = frozenset({"inversion", "itgan", "itgan-plus"})
 UNGENERATED: tuple[Source, ...] = ("real", "random", "herding", "dm", "dc")
 
 
@@ -90,6 +98,11 @@ class Setting:
         """Whether any of its sources needs the generator, which is not looked for otherwise."""
         return not set(self.config.sources) <= set(UNGENERATED)
 
+    @property
+    def inverts(self) -> bool:
+        """Whether any of its sources begins with inverted banks."""
+        return not INVERTED.isdisjoint(self.config.sources)
+
     @cached_property
     def generator(self) -> StoredGenerator:
         """The frozen generator, checked against the data."""
@@ -104,6 +117,21 @@ class Setting:
         )
         check_images(generator, train)
         return generator
+
+    @cached_property
+    def own_encoder(self) -> Encoder | None:
+        """The encoder in the generator's own file, where the inversion starts from it.
+
+        Raises:
+            InputError: the file holds none, or it does not take such images.
+        """
+        config, train = self.config, self.data.train
+        if config.inversion.start != "own-encoder":
+            return None
+        encoder = load_encoder(config.generator, self.device)
+        first = train.floats(torch.arange(1)).to(self.device)
+        encode(encoder, first, train.labels[:1].to(self.device), self.generator.latent_shape)
+        return encoder
 
     @cached_property
     def scored_on(self) -> ImageSet:
@@ -129,7 +157,8 @@ class Setting:
 
         Raises:
             InputError: a network or an augmentation is unknown, or does not fit the images; or
-                gains are to be tuned that are not there, or in several shards.
+                gains are to be tuned that are not there, or in several shards; or the inversion
+                is to start from an encoder that the generator's file does not hold.
         """
         config, data = self.config, self.data
         counts = self.subset(config.latent_seeds[0]).labels.bincount()
@@ -153,6 +182,8 @@ class Setting:
                     self._check_batches(network, stage, counts)
             except InputError as error:
                 raise InputError(f"{name}.{error}") from error
+        if self.inverts:
+            _ = self.own_encoder  # which is looked for now
         for name, source, stage in (
             ("condensation", "itgan", config.condensation),
             ("plus", "itgan-plus", config.plus),

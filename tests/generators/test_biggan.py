@@ -68,7 +68,7 @@ def test_the_state_dict_has_the_released_layout():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("side", "blocks"), [(8, 1), (16, 2), (32, 3), (64, 4)])
+@pytest.mark.parametrize(("side", "blocks"), [(8, 1), (16, 2), (32, 3), (64, 4), (128, 5)])
 def test_both_networks_at_every_size(side, blocks, channels):
     shape = BigGANShape(1, 3, (channels, side, side), 5)
     model, judge = BigGAN(shape).eval(), Discriminator(shape)
@@ -83,7 +83,7 @@ def test_both_networks_at_every_size(side, blocks, channels):
 
 
 @pytest.mark.parametrize(
-    ("side", "halvings", "blocks"), [(8, 1, 4), (16, 1, 4), (32, 2, 4), (64, 3, 5)]
+    ("side", "halvings", "blocks"), [(8, 1, 4), (16, 1, 4), (32, 2, 4), (64, 3, 5), (128, 4, 6)]
 )
 def test_blocks_of_the_discriminator(side, halvings, blocks):
     judge = Discriminator(BigGANShape(1, 2, (3, side, side), 4))

@@ -147,7 +147,7 @@ def test_loading_leaves_the_global_random_state_alone(folder):
 def test_folders_that_cannot_be_used(folder, copy, tmp_path):
     with pytest.raises(InputError, match="takes no labels, so its number of classes must come"):
         load_generator(f"diffusers:{folder}")
-    with pytest.raises(InputError, match=r"^diffusers:.*: num_classes=1: a classifier needs"):
+    with pytest.raises(InputError, match=r"^diffusers:.*: num_classes=1: give 2 to"):
         load(folder, num_classes=1)
     with pytest.raises(InputError, match=r"no folder with a readable config\.json"):
         load(tmp_path / "none")
@@ -166,6 +166,46 @@ def test_folders_that_cannot_be_used(folder, copy, tmp_path):
     (copy / "vae").mkdir()
     with pytest.raises(InputError, match=r"a whole pipeline; give its autoencoder: .*copy/vae$"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"scaling_factor": None},
+            r"scaling_factor=None in its config\.json: neither a number nor",
+        ),
+        ({"scaling_factor": 0}, r"scaling_factor=0 in its config"),
+        ({"shift_factor": "x"}, r"shift_factor='x' in its config"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 2.0]}, r"latents_std=\[1\.0, 2\.0\] in"),
+    ],
+)
+def test_constants_that_are_none(copy, change, told):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **change}))
+    for read in (load, lambda folder: load_encoder(f"diffusers:{folder}")):
+        with pytest.raises(InputError, match=rf"^diffusers:.*: {told}"):
+            read(copy)
+
+
+def test_variants_are_read(model, tmp_path):
+    model.save_pretrained(tmp_path, variant="fp16")
+    assert not (tmp_path / WEIGHTS).exists()
+    assert (
+        load(tmp_path).fingerprint
+        == DiffusersGenerator(model, 10, (1, 8, 8), torch.device("cpu")).fingerprint
+    )
+
+
+def test_an_encoder_of_other_images_is_told_before_any_work(tmp_path, capsys):
+    autoencoder(in_channels=3).save_pretrained(tmp_path / "kl")
+    flags = ["--generator", f"diffusers:{tmp_path / 'kl'}", "--inversion.start", "own-encoder"]
+    assert main(["run", "digits", *flags, "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "encoder: fails on images of shape (1, 8, 8)" in line
+    flags += ["--sources", "gan", "--evaluation.updates", "1", "--network-seeds", "0"]
+    flags += ["--latent-seeds", "0", "--latents-per-class", "1"]
+    assert main(["run", "digits", *flags, "--out", str(tmp_path / "other")]) == 0
 
 
 def test_pickled_weights_are_refused_with_a_remedy(copy, capsys):
@@ -213,7 +253,7 @@ def test_it_goes_the_whole_road_from_the_command_line(copy, tmp_path):
     before = digest(load_file(copy / WEIGHTS))
     flags = "--latents-per-class 2 --latent-seeds 0 --network-seeds 0 --sources gan-fresh itgan"
     flags += " --inversion.steps 2 --inversion.extractor.updates 2 --condensation.steps 2"
-    flags += " --evaluation.updates 2 --evaluation.curve-points 1"
+    flags += " --evaluation.updates 2 --evaluation.curve-points 1 --inversion.start own-encoder"
     run = tmp_path / "run"
     arguments = ["digits", "--generator", f"diffusers:{copy}", "--out", str(run), *flags.split()]
     assert main(["plan", *arguments]) == 0

@@ -70,7 +70,7 @@ def test_shipped_encoders_by_name(file, monkeypatch):
 
 def test_files_without_a_fitting_encoder(biggan, encoder, tmp_path):
     path = write(tmp_path / "g.safetensors", biggan, {})
-    with pytest.raises(InputError, match=r"g\.safetensors: holds a generator without an encoder"):
+    with pytest.raises(InputError, match=r"g\.safetensors: holds no encoder"):
         load_encoder(path)
     state = encoder.state_dict()
     del state["stem.bias"]

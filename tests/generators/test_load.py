@@ -4,6 +4,7 @@ The reference below is the specification of the format, literally, in fp64, and 
 with the package.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -236,6 +237,21 @@ def test_released_files_are_recalibrated_too(tmp_path):
     one, other = (load_generator(path, recalibrate=True) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before), "the global random state was used"
     assert one.fingerprint == other.fingerprint != load_generator(path).fingerprint
+
+
+def test_a_released_file_goes_the_whole_road_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = saved(official_state(1), tmp_path / "g.pth")
+    pixels = torch.randint(256, (40, 32, 32, 3), dtype=torch.uint8).numpy()
+    labels = (torch.arange(40) % 10).numpy()
+    np.savez("data.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    flags = "--latents-per-class 2 --latent-seeds 0 --network-seeds 0 --sources gan itgan"
+    flags += " --inversion.steps 2 --inversion.extractor.updates 2 --condensation.steps 2"
+    flags += " --evaluation.updates 2 --dataset npz:data.npz --out run --generator"
+    assert main(["run", "digits", *flags.split(), str(path)]) == 0
+    path.unlink()  # the set stands alone
+    score = ["score", "run/sets/itgan-0.itgan.safetensors", "--dataset", "npz:data.npz"]
+    assert main([*score, "--network-seeds", "0", "--evaluation.updates", "2"]) == 0
 
 
 def test_another_kind_of_file_is_refused(tmp_path, bank):

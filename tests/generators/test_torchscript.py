@@ -77,6 +77,8 @@ def test_a_file_that_does_not_say_how_it_is_called_is_refused(tmp_path):
         ({"value_range": [0, 0.1]}, "leave value_range"),
         ({"labels": "words"}, "labels='words': choose index, onehot, none"),
         ({"image_shape": 8}, "is no list"),
+        ({"latent_shape": [5.5]}, "is no list of whole numbers"),
+        ({"num_classes": 1e400}, "num_classes no whole number"),
     ],
 )
 def test_wrong_descriptions_are_refused(tmp_path, change, message):
@@ -108,6 +110,66 @@ def test_code_that_writes_files_is_refused_and_not_run(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the operator aten::save, which is not"):
         load_generator(tmp_path / "g.pt")
     assert not (tmp_path / "written").exists()
+
+
+class Attending(nn.Module):
+    """Attention, up-sampling, a class embedding and a weight that depends on the latent."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed = nn.Embedding(10, 16)
+            self.first = nn.Linear(21, 16 * 16)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.last = nn.Sequential(
+                nn.GroupNorm(2, 16), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1)
+            )
+
+    def forward(self, z, y):
+        h = self.first(torch.cat([z, self.embed(y)], 1)).view(-1, 16, 16)
+        h = h + self.attention(h, h, h)[0]
+        h = h.transpose(1, 2).reshape(-1, 16, 4, 4)
+        h = nn.functional.interpolate(h, scale_factor=2.0, mode="bilinear")
+        return torch.tanh(self.last(h))
+
+
+def test_a_generator_with_attention(tmp_path):
+    model = Attending().eval()
+    about = {**ABOUT, "value_range": [-1, 1]}
+    z, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 4])
+    torch.jit.save(
+        torch.jit.script(model), tmp_path / "g.pt", _extra_files={"itgan.json": json.dumps(about)}
+    )
+    torch.testing.assert_close(load_generator(tmp_path / "g.pt")(z, y), model(z, y))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::ResourceWarning")
+def test_a_decoder_of_diffusers_as_torchscript(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+    }
+    model = diffusers.AutoencoderKL(in_channels=1, out_channels=1, **blocks).eval()
+
+    class Decode(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, z):
+            return self.model.decode(z, return_dict=False)[0].tanh()
+
+    z = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    traced = torch.jit.trace(Decode(), z[:2], check_trace=False)
+    about = {"latent_shape": [4, 4, 4], "num_classes": 10, "image_shape": [1, 8, 8]}
+    extra = {"itgan.json": json.dumps({**about, "labels": "none"})}
+    torch.jit.save(traced, tmp_path / "g.pt", _extra_files=extra)
+    made = load_generator(tmp_path / "g.pt")(z, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(made, Decode()(z))
 
 
 def test_it_goes_the_whole_road_from_the_command_line(tmp_path, capsys):

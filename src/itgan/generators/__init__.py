@@ -226,12 +226,13 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Enco
     if str(source).startswith(PREFIX):
         return load_diffusers_encoder(str(source), where)
     path = find_generator(source)
-    tensors, _ = artefacts.load(path, "generator")
+    stored = path.suffix == ".safetensors"
+    tensors = artefacts.load(path, "generator")[0] if stored else {}
     encoder = _under(tensors, ENCODER)
     if not encoder:
         raise InputError(
-            f"{path}: holds a generator without an encoder; give one that `itgan pretrain "
-            "ae-digits` or another autoencoder preset made"
+            f"{path}: holds no encoder; give a file that `itgan pretrain ae-digits` or another "
+            "autoencoder preset made, or diffusers:FOLDER"
         )
     try:
         shape = BigGANShape.of(_select_weights(path, tensors, "average"))

@@ -12,17 +12,19 @@ import contextlib
 import hashlib
 import inspect
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from itgan.artefacts import digest
 from itgan.errors import InputError
-from itgan.generators.protocol import Encoder, WrappedGenerator, check_generator
+from itgan.generators.protocol import MOST_CLASSES, Encoder, WrappedGenerator, probed
 
 PREFIX = "diffusers:"
 
@@ -48,8 +50,8 @@ class DiffusersGenerator(WrappedGenerator):
         Raises:
             InputError: the model cannot make such images, or fails a check.
         """
-        if num_classes < 2:
-            raise InputError(f"num_classes={num_classes}: a classifier needs at least 2")
+        if not 2 <= num_classes <= MOST_CLASSES:
+            raise InputError(f"num_classes={num_classes}: give 2 to {MOST_CLASSES}")
         self.model = model.to(device).requires_grad_(False).eval()
         config = model.config
         factor = 2 ** (len(config["block_out_channels"]) - 1)
@@ -68,7 +70,7 @@ class DiffusersGenerator(WrappedGenerator):
         latent_shape = (config["latent_channels"], height // factor, width // factor)
         shape = (config["out_channels"], height, width)
         super().__init__(decode, latent_shape, num_classes, shape, (-1.0, 1.0), "none", device)
-        check_generator(self)
+        probed(self)
         described = json.dumps(self.conventions(), sort_keys=True)
         self.fingerprint = hashlib.sha256(
             f"{digest(self.tensors())} {described}".encode()
@@ -132,14 +134,29 @@ def load_diffusers_encoder(source: str, device: torch.device) -> Encoder:
     Raises:
         InputError: diffusers is not installed, or the folder cannot be used.
     """
-    model = _load(source).to(device).requires_grad_(False).eval()
-    scale, shift = _constants(model.config, device)
+    try:
+        return DiffusersEncoder(_load(source), device)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
-    def encode(images: Tensor, labels: Tensor) -> Tensor:
-        mean = model.encode(images.to(device)).latent_dist.mean
-        return (mean.float() - shift) / scale
 
-    return encode
+class DiffusersEncoder(nn.Module):
+    """E(x) of an ``AutoencoderKL``; labels are not used."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:  # noqa: ANN401 - AutoencoderKL
+        """Frozen; the decoder is let go."""
+        super().__init__()
+        self.device = device
+        self.scale, self.shift = _constants(model.config, device)
+        model.decoder = model.post_quant_conv = None
+        self.model = model.to(device).requires_grad_(False).eval()
+
+    def forward(
+        self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n d h2 w2"]:
+        """The mean latent of each image; computed, and returned, on the device."""
+        mean = self.model.encode(images.to(self.device)).latent_dist.mean
+        return (mean.float() - self.shift) / self.scale
 
 
 def restore_diffusers(
@@ -193,7 +210,8 @@ def _load(source: str) -> Any:  # noqa: ANN401 - an AutoencoderKL
         ) from error
     if named != "AutoencoderKL":
         raise InputError(f"{source}: holds a {named}; generators are read from AutoencoderKL")
-    if not any(folder.glob("diffusion_pytorch_model*.safetensors")):
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    if not files:
         raise InputError(
             f"{source}: has no diffusion_pytorch_model.safetensors; pickled weights run code when "
             "loaded: convert them where you trust them, with save_pretrained(FOLDER)"
@@ -207,12 +225,18 @@ def _load(source: str) -> Any:  # noqa: ANN401 - an AutoencoderKL
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
                 torch_dtype=torch.float32,
+                variant=_variant(files[0]),
             )
     except Exception as error:  # what a damaged folder raises has no common type
         raise InputError(f"{source}: damaged, or its weights do not fit its config") from error
     if info["missing_keys"]:
         raise InputError(f"{source}: damaged: tensor {info['missing_keys'][0]} is missing")
     return model
+
+
+def _variant(file: Path) -> str | None:
+    """``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``."""
+    return file.name.split(".")[1] if file.name.count(".") > 1 else None
 
 
 def _own_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,15 +246,31 @@ def _own_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _constants(config: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift from z to what the decoder takes, each broadcast to n c h w."""
+    """Scale and shift from z to what the decoder takes, each broadcast to n c h w.
 
-    def column(values: Any, default: float) -> Tensor:  # noqa: ANN401 - a list, number or None
-        given = torch.tensor(default if values is None else values, dtype=torch.float32)
+    Raises:
+        InputError: the config has no such numbers.
+    """
+    channels = config["latent_channels"]
+
+    def column(name: str, default: float) -> Tensor:
+        values = config.get(name)
+        try:
+            given = torch.tensor(default if values is None else values, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            given = torch.tensor(math.nan)
+        if given.numel() not in (1, channels) or not given.isfinite().all():
+            raise InputError(
+                f"{name}={values!r} in its config.json: neither a number nor {channels} of them; "
+                "correct it"
+            )
         return given.reshape(1, -1, 1, 1).to(device)
 
-    scale = column(config.get("latents_std"), 1.0) / config["scaling_factor"]
-    mean = config.get("latents_mean")
-    return scale, column(config.get("shift_factor") if mean is None else mean, 0.0)
+    factor = column("scaling_factor", math.nan)
+    if not factor.all():
+        raise InputError("scaling_factor=0 in its config.json; correct it")
+    shift = "shift_factor" if config.get("latents_mean") is None else "latents_mean"
+    return column("latents_std", 1.0) / factor, column(shift, 0.0)
 
 
 @contextlib.contextmanager

@@ -86,6 +86,10 @@ class Encoder(Protocol):
         """Latents whose images resemble these, in [-1, 1], of these classes."""
         ...
 
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Its weights."""
+        ...
+
 
 class WrappedGenerator:
     """A user's function with this project's conventions around it; made by ``wrap_generator``."""
@@ -170,26 +174,29 @@ def wrap_generator(
         labels,
         torch.device(device),
     )
-    try:
-        probe = check_generator(generator).detach().cpu().float()
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # a stranger's function may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise InputError(
-            f"generator: fails on latents of shape {latent_shape} ({reason}); correct "
-            "latent_shape, labels or the function"
-        ) from error
-    generator.fingerprint = hashlib.sha256(probe.numpy().tobytes()).hexdigest()
+    generator.fingerprint = hashlib.sha256(probed(generator).numpy().tobytes()).hexdigest()
     return generator
 
 
-def check_generator(generator: WrappedGenerator) -> Tensor:
+def probed(generator: WrappedGenerator) -> Tensor:
     """Images of a fixed probe batch, after all checks.
 
     Raises:
         InputError: see ``wrap_generator``.
     """
+    try:
+        return _checked(generator).detach().cpu().float()
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a stranger's function may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise InputError(
+            f"generator: fails on latents of shape {generator.latent_shape} ({reason}); correct "
+            "latent_shape, labels or the function"
+        ) from error
+
+
+def _checked(generator: WrappedGenerator) -> Tensor:
     n = 4 if generator.labels == "none" else min(max(4, generator.num_classes), PROBES)
     rng = derive(0, "probe")
     latents = torch.randn(n, *generator.latent_shape, generator=rng).to(generator.device)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import warnings
 import zipfile
+from operator import index
 from pathlib import Path
 from typing import Any, get_args
 
@@ -100,19 +101,19 @@ def from_payload(
         colours, height, width = found["image_shape"]
         checked = wrap_generator(
             module,
-            latent_shape=tuple(int(n) for n in found["latent_shape"]),
-            num_classes=int(found["num_classes"]),
-            image_shape=(int(colours), int(height), int(width)),
+            latent_shape=tuple(index(n) for n in found["latent_shape"]),
+            num_classes=index(found["num_classes"]),
+            image_shape=(index(colours), index(height), index(width)),
             value_range=(low, high),
             labels=labels,
             device=device,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            "its latent_shape, image_shape or value_range is no list of numbers, or num_classes "
-            "no number; correct its description"
+            "its latent_shape or image_shape is no list of whole numbers, value_range no pair of "
+            "numbers, or num_classes no whole number; correct its description"
         ) from error
     generator = TorchScriptGenerator(
         module,

@@ -45,6 +45,7 @@ batch_norm native_batch_norm instance_norm group_norm layer_norm native_layer_no
 dropout feature_dropout alpha_dropout cosine_similarity
 relu relu6 leaky_relu elu selu celu gelu silu mish softplus hardtanh hardsigmoid hardswish
 threshold prelu rrelu glu log_sigmoid scaled_dot_product_attention
+_native_multi_head_attention _transformer_encoder_layer_fwd
 max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
 adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
 adaptive_max_pool3d
@@ -65,12 +66,13 @@ logical_or logical_not bitwise_and bitwise_or bitwise_not any all isnan isfinite
 dim size numel len is_floating_point __getitem__ _set_item append extend insert pop keys values
 items list dict get copy_ format str ord lower upper startswith endswith join replace
 Int Float Bool IntImplicit FloatImplicit ScalarImplicit item warn get_device is_contiguous
+is_grad_enabled is_autocast_enabled
 """
 LANGUAGE = """
 Constant GetAttr SetAttr If Loop ListConstruct ListUnpack TupleConstruct TupleUnpack TupleIndex
 DictConstruct unchecked_cast unchecked_unwrap_optional Uninitialized RaiseException NumToTensor
 CallFunction CallMethod isinstance dtype device layout is_cuda is_meta is_sparse requires_grad
-shape data type min max abs TupleSlice
+shape data type min max abs TupleSlice is_nested
 """
 OPERATORS = frozenset(
     [f"aten::{name}" for name in COMPUTING.split()]
@@ -96,7 +98,9 @@ def screen(payload: bytes) -> bytes:
     except pickle.UnpicklingError as error:
         raise InputError(f"a TorchScript file {error}; export the generator alone") from error
     except Exception as error:  # what a damaged archive raises has no common type
-        raise InputError("not a readable TorchScript file; export it again") from error
+        raise InputError(
+            "not a readable TorchScript file; export it again, unoptimised"
+        ) from error
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         for name, content in entries.items():
@@ -182,7 +186,7 @@ def _check_bounds(count: int, offset: int, size: tuple, stride: tuple, *rest: ob
 def _check_pickle(name: str, content: bytes, entries: dict[str, bytes]) -> None:
     for opcode, argument, _ in pickletools.genops(content):
         if "PUT" in opcode.name and int(argument or 0) > len(content):  # would fill the memory
-            raise InputError("not a readable TorchScript file; export it again")
+            raise InputError("not a readable TorchScript file; export it again, unoptimised")
     _Objects(name, content, entries).load()
 
 
@@ -202,7 +206,9 @@ def load_vetted(
         functions: Any = unit.get_functions()
         graphs = [function.graph for function in functions]  # compiles them
     except Exception as error:  # what a damaged archive raises has no common type
-        raise InputError("not a readable TorchScript file; export it again") from error
+        raise InputError(
+            "not a readable TorchScript file; export it again, unoptimised"
+        ) from error
     for graph in graphs:
         check_operators(graph)
     return torch.jit._recursive.wrap_cpp_module(loaded)
