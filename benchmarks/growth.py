@@ -80,7 +80,7 @@ def main() -> None:
                 f"{found['peak']:>9.2f} {found['peak'] - found['before']:>15.2f}"
             )
         if way == "latents per class" and len(points) > 2:
-            slope, intercept = np.polyfit(images, taken, 1)
+            slope, intercept = np.polyfit(images, taken, 1, w=1 / np.array(taken))
             off = np.abs(np.polyval([slope, intercept], images) / taken - 1).max()
             print(
                 f"seconds = {intercept:.3f} + {1000 * slope:.3f} ms x images (latents and real), "

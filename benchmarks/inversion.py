@@ -1,21 +1,31 @@
 """Inversion: how much sooner the mean feature distance of the plain one's last step is reached.
 
 The plain reference descends Eq. 8 from N(0, I) for --steps steps in fp32. This project starts
-where a trained encoder says, in bf16, compiled. Its steps are counted until the distance, measured
-in fp32 over all images, is no larger. The encoder is trained once for all images of a data set:
-its seconds are printed beside, with the number of images from which on it pays.
+where a trained encoder says, in bf16, compiled, and is run anew for each number of --ours steps;
+the fewest that end no further away (in fp32, over all images) are timed --runs times. The encoder
+is trained once for all images of a data set: its seconds are printed beside, with the number of
+images from which on it pays.
+
+The networks and the plain inversion are kept in --out, so that other settings of our path can be
+tried beside the same reference; --pick only tries, and times nothing.
 """
+
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import reference
 import torch
-from common import data_options, load_biggan, machine, parser, seconds
+from common import data_options, load_biggan, machine, median, parser, seconds
 
 from itgan import load_dataset
 from itgan.configs import EncoderConfig, EvaluationConfig, InversionConfig
-from itgan.embedding import train_extractor
-from itgan.encoder import train_encoder
+from itgan.data import ImageSet
+from itgan.embedding import NetworkSpec, load_network, save_network, train_extractor
+from itgan.encoder import Encoder, train_encoder
 from itgan.generators import FrozenGenerator
 from itgan.inversion import invert
+from itgan.networks import Network
 from itgan.reconstruction import Objective
 from itgan.splits import stratified
 
@@ -26,59 +36,98 @@ def main() -> None:
     data_options(options)
     options.add_argument("--images", type=int, default=100, help="of the training set")
     options.add_argument("--steps", type=int, default=1000, help="of the plain inversion")
-    options.add_argument("--most", type=int, default=200, help="steps from the encoder's guess")
+    options.add_argument("--ours", type=int, nargs="+", default=[100, 200, 300, 400, 500, 600])
+    options.add_argument("--schedule", default="cosine", help="of our learning rate")
+    options.add_argument("--learning-rate", type=float, default=0.1, help="of both")
+    options.add_argument("--our-rate", type=float, help="of this project's path, if another")
     options.add_argument("--extractor-updates", type=int, default=600)
     options.add_argument("--pair-steps", type=int, default=EncoderConfig().pair_steps)
     options.add_argument("--refine-steps", type=int, default=EncoderConfig().refine_steps)
+    options.add_argument("--pick", action="store_true", help="try every number of steps, untimed")
+    options.add_argument("--out", type=Path, default=Path("runs/inversion-benchmark"))
     args = options.parse_args()
     machine(args.threads)
     train = load_dataset(args.dataset, validation=args.validation).train
     images = train.select(stratified(train.labels, args.images))
     model = load_biggan(args.generator)
     generator = FrozenGenerator.from_biggan(model)
-    training = EvaluationConfig(updates=args.extractor_updates, precision="bf16", compile=True)
-    extractor = train_extractor(train, training, 0, generator.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    extractor = _extractor(args.out / "extractor.safetensors", train, args.extractor_updates)
 
-    steps = EncoderConfig(pair_steps=args.pair_steps, refine_steps=args.refine_steps)
-    config = InversionConfig(start="encoder", encoder=steps, precision="bf16", compile=True)
-    objective = Objective(generator, extractor, train, config)
-    made = []
-    learning = seconds(lambda: made.append(train_encoder(objective, 0)))
+    lengths = EncoderConfig(pair_steps=args.pair_steps, refine_steps=args.refine_steps)
+    config = InversionConfig(
+        start="encoder",
+        encoder=lengths,
+        precision="bf16",
+        compile=True,
+        schedule=args.schedule,
+        learning_rate=args.our_rate or args.learning_rate,
+    )
+    exact = Objective(generator, extractor, images, InversionConfig(precision="fp32"))
 
-    def fast(count: int) -> list[float]:
-        """Mean feature distances, in fp32, after so many steps; and before each of them."""
+    def distance(latents: torch.Tensor) -> float:
+        """The mean feature distance, in fp32."""
+        return float(exact.losses(latents, torch.arange(len(images)))[1].mean())
+
+    def learn() -> Encoder:
+        return train_encoder(Objective(generator, extractor, train, config), 0)
+
+    encoder, learning = _kept(args.out / f"encoder-{args.pair_steps}-{args.refine_steps}", learn)
+
+    def fast(count: int) -> float:
         changed = config.model_copy(update={"steps": count})
-        bank = invert(generator, images, changed, 0, extractor, encoder=made[0])
-        exact = Objective(generator, extractor, images, InversionConfig(precision="fp32"))
-        _, feature = exact.losses(bank.latents, torch.arange(len(images)))
-        return [*bank.history["feature"], float(feature.mean())]
+        return distance(invert(generator, images, changed, 0, extractor, encoder=encoder).latents)
 
-    plain: list[list[float]] = []
-    fast(2)  # compiles
     state = {name: t.detach() for name, t in model.state_dict().items()}
-    taken = seconds(
-        lambda: plain.append(
-            reference.invert(state, images.floats(), images.labels, extractor, args.steps, 0.1)[1]
+    note = args.out / f"plain-{args.images}-{args.steps}-{args.learning_rate:g}.json"
+    if not note.exists():
+        made = []
+        floats, labels = images.floats(), images.labels
+        taken = seconds(
+            lambda: made.append(
+                reference.invert(state, floats, labels, extractor, args.steps, args.learning_rate)
+            )
         )
-    )
-    goal = plain[0][-1]
-    near = [k for k, distance in enumerate(fast(args.most)) if distance <= goal]
-    if not near:
-        print(f"{args.most} steps do not reach {goal:.5f}; give more with --most")
-        return
-    enough = near[0] or 1
-    while fast(enough)[-1] > goal:  # bf16 may have measured too little
-        enough += max(1, enough // 20)
-    times = sorted(seconds(lambda: fast(enough)) for _ in range(args.runs))
-    ours = times[len(times) // 2]
-    pays = learning / ((taken - ours) / len(images))
+        note.write_text(json.dumps({"seconds": taken, "distance": distance(made[0][0])}))
+    plain = json.loads(note.read_text())
     print(
-        f"\n{len(images)} images of {args.dataset}, {args.generator}\n"
-        f"plain      {args.steps} steps, feature distance {goal:.5f}, {taken:.1f} s\n"
-        f"encoder    {enough} steps, feature distance {fast(enough)[-1]:.5f}, {ours:.1f} s: "
-        f"{taken / ours:.1f} times sooner\n"
-        f"its training took {learning:.0f} s once: it pays from {pays:.0f} images on"
+        f"\n{args.images} images of {args.dataset}, {args.generator}, {args.threads} threads\n"
+        f"plain      {args.steps} steps, distance {plain['distance']:.5f}, "
+        f"{plain['seconds']:.1f} s"
     )
+    fast(2)  # compiles
+    for count in args.ours:
+        found = fast(count)
+        print(f"encoder    {count} steps, distance {found:.5f}", flush=True)
+        if found <= plain["distance"] and not args.pick:
+            break
+    if args.pick:
+        return
+    if found > plain["distance"]:
+        print("not reached; give more steps with --ours")
+        return
+    own = median([seconds(lambda: fast(count)) for _ in range(args.runs)])
+    pays = learning / ((plain["seconds"] - own) / len(images))
+    print(
+        f"           {own:.1f} s: {plain['seconds'] / own:.1f} times sooner\n"
+        f"the encoder's training took {learning:.0f} s once: it pays from {pays:.0f} images on"
+    )
+
+
+def _extractor(path: Path, train: ImageSet, updates: int) -> Network:
+    if not path.exists():
+        training = EvaluationConfig(updates=updates, precision="bf16", compile=True)
+        network = train_extractor(train, training, 0, torch.device("cpu"))
+        save_network(path, network, NetworkSpec.of("convnet", train))
+    return load_network(path)
+
+
+def _kept(path: Path, learn: Callable[[], Encoder]) -> tuple[Encoder, float]:
+    """An encoder, and the seconds that its training took."""
+    file, note = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    if not note.exists():
+        note.write_text(json.dumps(seconds(lambda: learn().save(file))))
+    return Encoder.load(file), json.loads(note.read_text())
 
 
 if __name__ == "__main__":
