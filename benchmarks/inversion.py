@@ -6,12 +6,12 @@ the fewest that end no further away (in fp32, over all images) are timed --runs 
 is trained once for all images of a data set: its seconds are printed beside, with the number of
 images from which on it pays.
 
-The networks and the plain inversion are kept in --out, so that other settings of our path can be
-tried beside the same reference; --pick only tries, and times nothing.
+--pick only tries: it keeps the encoder and the plain inversion's distance in --out, where later
+tries of other settings find them, and times nothing. Without it both are made, and timed, in this
+run.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import reference
@@ -51,8 +51,10 @@ def main() -> None:
     images = train.select(stratified(train.labels, args.images))
     model = load_biggan(args.generator)
     generator = FrozenGenerator.from_biggan(model)
-    args.out.mkdir(parents=True, exist_ok=True)
-    extractor = _extractor(args.out / "extractor.safetensors", train, args.extractor_updates)
+    out = args.out / f"{Path(args.dataset).name}-{Path(args.generator).stem}"
+    out /= f"extractor-{args.extractor_updates}"
+    out.mkdir(parents=True, exist_ok=True)
+    extractor = _extractor(out / "extractor.safetensors", train, args.extractor_updates)
 
     lengths = EncoderConfig(pair_steps=args.pair_steps, refine_steps=args.refine_steps)
     config = InversionConfig(
@@ -69,18 +71,21 @@ def main() -> None:
         """The mean feature distance, in fp32."""
         return float(exact.losses(latents, torch.arange(len(images)))[1].mean())
 
-    def learn() -> Encoder:
-        return train_encoder(Objective(generator, extractor, train, config), 0)
-
-    encoder, learning = _kept(args.out / f"encoder-{args.pair_steps}-{args.refine_steps}", learn)
+    file = out / f"encoder-{args.pair_steps}-{args.refine_steps}.safetensors"
+    learning = 0.0
+    if not (args.pick and file.exists()):
+        objective = Objective(generator, extractor, train, config)
+        learning = seconds(lambda: train_encoder(objective, 0).save(file))
+    encoder = Encoder.load(file)
 
     def fast(count: int) -> float:
         changed = config.model_copy(update={"steps": count})
         return distance(invert(generator, images, changed, 0, extractor, encoder=encoder).latents)
 
     state = {name: t.detach() for name, t in model.state_dict().items()}
-    note = args.out / f"plain-{args.images}-{args.steps}-{args.learning_rate:g}.json"
-    if not note.exists():
+    note = out / f"plain-{args.images}-{args.steps}-{args.learning_rate:g}.json"
+    taken = 0.0
+    if not (args.pick and note.exists()):
         made = []
         floats, labels = images.floats(), images.labels
         taken = seconds(
@@ -88,29 +93,31 @@ def main() -> None:
                 reference.invert(state, floats, labels, extractor, args.steps, args.learning_rate)
             )
         )
-        note.write_text(json.dumps({"seconds": taken, "distance": distance(made[0][0])}))
-    plain = json.loads(note.read_text())
+        note.write_text(json.dumps(distance(made[0][0])))
+    goal = json.loads(note.read_text())
     print(
-        f"\n{args.images} images of {args.dataset}, {args.generator}, {args.threads} threads\n"
-        f"plain      {args.steps} steps, distance {plain['distance']:.5f}, "
-        f"{plain['seconds']:.1f} s"
+        f"\n{args.images} images of {args.dataset}, {args.generator}\n"
+        f"plain      {args.steps} steps, distance {goal:.5f}"
+        + ("" if args.pick else f", {taken:.1f} s")
     )
     fast(2)  # compiles
     for count in args.ours:
         found = fast(count)
         print(f"encoder    {count} steps, distance {found:.5f}", flush=True)
-        if found <= plain["distance"] and not args.pick:
+        if found <= goal and not args.pick:
             break
     if args.pick:
         return
-    if found > plain["distance"]:
+    if found > goal:
         print("not reached; give more steps with --ours")
         return
     own = median([seconds(lambda: fast(count)) for _ in range(args.runs)])
-    pays = learning / ((plain["seconds"] - own) / len(images))
+    pays = (
+        f"from {learning * len(images) / (taken - own):.0f} images on" if own < taken else "never"
+    )
     print(
-        f"           {own:.1f} s: {plain['seconds'] / own:.1f} times sooner\n"
-        f"the encoder's training took {learning:.0f} s once: it pays from {pays:.0f} images on"
+        f"           {own:.1f} s: {taken / own:.1f} times sooner\n"
+        f"the encoder's training took {learning:.0f} s once: it pays {pays}"
     )
 
 
@@ -120,14 +127,6 @@ def _extractor(path: Path, train: ImageSet, updates: int) -> Network:
         network = train_extractor(train, training, 0, torch.device("cpu"))
         save_network(path, network, NetworkSpec.of("convnet", train))
     return load_network(path)
-
-
-def _kept(path: Path, learn: Callable[[], Encoder]) -> tuple[Encoder, float]:
-    """An encoder, and the seconds that its training took."""
-    file, note = path.with_suffix(".safetensors"), path.with_suffix(".json")
-    if not note.exists():
-        note.write_text(json.dumps(seconds(lambda: learn().save(file))))
-    return Encoder.load(file), json.loads(note.read_text())
 
 
 if __name__ == "__main__":

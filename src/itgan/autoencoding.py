@@ -62,7 +62,7 @@ class AutoencoderTrainer(GANTrainer):
         )
 
     @property
-    def last_phase(self) -> int:  # pyrefly: ignore
+    def last_phase(self) -> int:
         """Where the hinge loss sets in, after which the score rises at first."""
         start = self.config.adversarial_start
         return start if start < self.config.steps and self.config.adversarial_weight else 0

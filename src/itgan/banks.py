@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from itgan.artefacts import Checkpoint, digest
+from itgan.artefacts import Checkpoint
 from itgan.baselines import distribution_matching
 from itgan.condensation import condense, fastest_micro_batch
 from itgan.configs import CondensationConfig, DCConfig
@@ -98,8 +98,8 @@ class Banks(Setting):
             "images": rows.fingerprint,
             "seed": seed,
         }
-        if self.own_encoder:
-            determinants["encoder"] = digest(self.own_encoder.state_dict())
+        if encoder := self.own_encoder_fingerprint:
+            determinants["encoder"] = encoder
         label = f"inverted bank, latent seed {latent_seed}"
         inputs = (self.extractor(), *self.encoder())
         return Cell("bank", label, determinants, inputs, compute)

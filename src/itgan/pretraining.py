@@ -105,7 +105,6 @@ class GANTrainer:
     OBJECTIVE = "gan"
     NETWORKS: tuple[str, ...] = ("generator", "discriminator", "average")
     AVERAGES: Mapping[str, str] = {"average": "generator"}
-    last_phase = 0  # the step from which on the objective stays the same
 
     def __init__(self, config: PretrainingConfig, data: ImageSet) -> None:
         """Fresh networks, a function of the seed alone."""
@@ -136,6 +135,11 @@ class GANTrainer:
 
     def _hastened(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return hastened(function, self.device) if self.config.compile else function
+
+    @property
+    def last_phase(self) -> int:
+        """The step from which on the objective stays the same."""
+        return 0
 
     def identity(self) -> list[Any]:
         """What the training follows from, as JSON."""

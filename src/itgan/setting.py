@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from itgan.artefacts import digest
 from itgan.augment import parse_strategy
 from itgan.condensation import check_together
 from itgan.configs import (
@@ -132,6 +133,11 @@ class Setting:
         first = train.floats(torch.arange(1)).to(self.device)
         encode(encoder, first, train.labels[:1].to(self.device), self.generator.latent_shape)
         return encoder
+
+    @cached_property
+    def own_encoder_fingerprint(self) -> str | None:
+        """The sha256 of its weights."""
+        return digest(self.own_encoder.state_dict()) if self.own_encoder else None
 
     @cached_property
     def scored_on(self) -> ImageSet:

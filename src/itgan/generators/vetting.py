@@ -99,7 +99,7 @@ def screen(payload: bytes) -> bytes:
         raise InputError(f"a TorchScript file {error}; export the generator alone") from error
     except Exception as error:  # what a damaged archive raises has no common type
         raise InputError(
-            "not a readable TorchScript file; export it again, unoptimised"
+            "not a readable TorchScript file; export it again, without optimize_for_inference"
         ) from error
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
@@ -186,7 +186,9 @@ def _check_bounds(count: int, offset: int, size: tuple, stride: tuple, *rest: ob
 def _check_pickle(name: str, content: bytes, entries: dict[str, bytes]) -> None:
     for opcode, argument, _ in pickletools.genops(content):
         if "PUT" in opcode.name and int(argument or 0) > len(content):  # would fill the memory
-            raise InputError("not a readable TorchScript file; export it again, unoptimised")
+            raise InputError(
+                "not a readable TorchScript file; export it again, without optimize_for_inference"
+            )
     _Objects(name, content, entries).load()
 
 
@@ -207,7 +209,7 @@ def load_vetted(
         graphs = [function.graph for function in functions]  # compiles them
     except Exception as error:  # what a damaged archive raises has no common type
         raise InputError(
-            "not a readable TorchScript file; export it again, unoptimised"
+            "not a readable TorchScript file; export it again, without optimize_for_inference"
         ) from error
     for graph in graphs:
         check_operators(graph)
