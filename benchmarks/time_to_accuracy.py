@@ -44,6 +44,7 @@ def main() -> None:
     options.add_argument("--our-rate", type=float, help="of this project's path, if another")
     options.add_argument("--embeddings", type=int, default=1, help="of ours, for each step")
     options.add_argument("--average", type=float, default=0.0, help="of ours, share of the steps")
+    options.add_argument("--schedule", default="constant", help="of ours: constant or cosine")
     options.add_argument("--precision", default="bf16", help="of ours")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--networks", type=int, nargs="+", default=[0, 1])
@@ -132,6 +133,7 @@ def main() -> None:
             real_per_class=args.real,
             embeddings_per_step=args.embeddings,
             average=args.average,
+            schedule=args.schedule,
             precision=args.precision,
             micro_batch=40,
             kept_graphs=16,
@@ -141,7 +143,8 @@ def main() -> None:
 
     ours(1, args.seeds[0])  # compiles
     rate = args.our_rate or args.learning_rate
-    label = f"ours-{args.precision}-{rate:g}-{args.embeddings}-{args.average:g}"
+    chosen = (args.precision, args.schedule, f"{rate:g}", args.embeddings, f"{args.average:g}")
+    label = "-".join(["ours", *map(str, chosen)])
     names = {"reference": args.steps, **{f"{label}-{steps}": steps for steps in args.ours}}
     taken: dict[str, list[float]] = {name: [] for name in names}
     for seed in args.seeds:

@@ -15,9 +15,9 @@ from itgan.claims import (
     results_page,
     verdict,
 )
-from itgan.configs import StudyConfig
 from itgan.errors import InputError
 from itgan.reproduction import entries
+from itgan.run_configs import StudyConfig
 from itgan.studies import STUDIES, published
 
 REGISTER = Path(__file__).parents[1] / "docs" / "claims.toml"

@@ -17,11 +17,12 @@ import itgan.pipeline
 import itgan.setting
 from itgan import artefacts, cli
 from itgan.cli import COMMANDS, main
-from itgan.configs import Config, RunConfig
+from itgan.configs import Config
 from itgan.file_configs import ExportConfig, ImportConfig, LedgerConfig, ScoreConfig
 from itgan.generator_configs import AutoencodingConfig, MeasureConfig, PretrainingConfig
 from itgan.latents import LatentBank
 from itgan.recipes import PRETRAININGS, RECIPES
+from itgan.run_configs import RunConfig
 from itgan.sources import SyntheticSet
 
 TINY = shlex.split(

@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from itgan import configs, file_configs, generator_configs
-from itgan.configs import (
-    CondensationConfig,
-    Config,
-    EvaluationConfig,
-    InversionConfig,
-    PoolConfig,
-    RunConfig,
-)
+from itgan.configs import CondensationConfig, Config, EvaluationConfig, InversionConfig, PoolConfig
 from itgan.generator_configs import PretrainingConfig
+from itgan.run_configs import RunConfig
 
 KINDS = [
     kind

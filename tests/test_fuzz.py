@@ -146,7 +146,7 @@ def whole(digits, make_biggan, tmp_path_factory):
     rows = {"img": [{"bytes": png.getvalue(), "path": None}] * 4, "label": [0, 1, 0, 1]}
     features = datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
     datasets.Dataset.from_dict(rows, features=features).to_parquet(root / "train.parquet")
-    from itgan.configs import RunConfig
+    from itgan.run_configs import RunConfig
 
     (root / "config.json").write_text(RunConfig().model_dump_json())
 

@@ -13,7 +13,7 @@ LAYERS = """
 errors
 randomness progress endings terminal
 artefacts devices configs splits
-pictures generator_configs file_configs
+pictures generator_configs file_configs run_configs
 recipes journal
 readers
 data

@@ -10,7 +10,7 @@ import itgan.banks
 import itgan.pipeline
 import itgan.runs
 from itgan import artefacts
-from itgan.configs import PLUS, RunConfig
+from itgan.configs import PLUS
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
@@ -24,6 +24,7 @@ from itgan.publishing import publish, tabulate
 from itgan.randomness import derive
 from itgan.recipes import command
 from itgan.reconstruction import psnr
+from itgan.run_configs import RunConfig
 from itgan.runs import Run, with_inputs
 from itgan.soft_labels import soften
 from itgan.sources import SyntheticSet
@@ -481,6 +482,23 @@ def test_dc_is_a_source_of_pixels(experiment, tmp_path, augmentation):
 
 
 ENCODER = {"start": "encoder", "encoder": {**SHORT_ENCODER, "width": 2}}
+
+
+def test_condensation_from_random_latents_needs_no_inversion(experiment, tmp_path):
+    made = experiment(sources=("gan", "itgan"), condensation={"start": "random", "steps": 1})
+    run = Run(tmp_path)
+    compute(made, run)
+    publish(made, run)
+    names = {cell.name.rsplit("-", 1)[0] for cell in with_inputs(made.trials())}
+    assert names == {"trial", "condensed"}
+    condensed = run.value(made.condensed(0))
+    start = sample_latents(made.generator, made.subset(0), made._seed(0))
+    assert condensed.provenance["start"] == "random"
+    # The first step of Adam moves each number by the learning rate, or not at all.
+    assert (condensed.latents - start.latents).abs().max() <= 1.001 * 0.01
+    assert torch.equal(condensed.rows, made.subset(0).rows)
+    assert (tmp_path / "sets" / "itgan-0.itgan.safetensors").is_file()
+    assert experiment().condensed(0).name != made.condensed(0).name
 
 
 def test_an_encoder_is_a_cell_that_all_inversions_share(experiment, tmp_path):

@@ -3,9 +3,9 @@ import torch
 
 import itgan.planning
 from itgan import artefacts
-from itgan.configs import RunConfig
 from itgan.pipeline import Experiment, compute
 from itgan.planning import _per_step, plan
+from itgan.run_configs import RunConfig
 from itgan.runs import Run, with_inputs
 
 SHORT = {"updates": 3, "batch_size": 8}

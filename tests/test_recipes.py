@@ -5,7 +5,6 @@ import pytest
 
 from itgan import run_commands
 from itgan.augment import parse_strategy
-from itgan.configs import RunConfig
 from itgan.dc import loops, variant
 from itgan.generator_configs import AutoencodingConfig, PretrainingConfig
 from itgan.pipeline import Experiment
@@ -19,6 +18,7 @@ from itgan.recipes import (
     command,
     digits,
 )
+from itgan.run_configs import RunConfig
 
 runs = pytest.mark.parametrize("name", RECIPES)
 pretrainings = pytest.mark.parametrize("name", PRETRAININGS)

@@ -8,7 +8,6 @@ import pytest
 
 from itgan import artefacts, studies
 from itgan.cli import main
-from itgan.configs import StudyConfig
 from itgan.evaluation import Trial
 from itgan.flags import parse
 from itgan.pipeline import Experiment
@@ -22,6 +21,7 @@ from itgan.reproduction import (
     pixels_in_the_bytes,
     terminal_table,
 )
+from itgan.run_configs import StudyConfig
 from itgan.studies import SCALES, STUDIES, Entry, published, vary
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
-from itgan.configs import EvaluationConfig, RunConfig
+from itgan.configs import EvaluationConfig
 from itgan.embedding import NetworkSpec, train_extractor
 from itgan.errors import InputError
 from itgan.evaluation import Trial
 from itgan.latents import LatentBank
+from itgan.run_configs import RunConfig
 from itgan.runs import Cell, Run, environment, with_inputs
 
 

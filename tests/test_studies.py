@@ -3,10 +3,10 @@ import re
 import pytest
 
 from itgan import reproduction
-from itgan.configs import RunConfig, StudyConfig
 from itgan.errors import InputError
 from itgan.pipeline import Experiment
 from itgan.reproduction import cells_of, entries
+from itgan.run_configs import RunConfig, StudyConfig
 from itgan.studies import METHODS, SCALES, STUDIES, published, vary
 
 TABLES = [name for name in STUDIES if name.startswith("table")]

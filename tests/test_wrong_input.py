@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from itgan import artefacts, cli, configs, flags
+from itgan import artefacts, cli, configs, flags, run_configs
 from itgan.cli import main
 from itgan.data import ImageSet
 from itgan.embedding import NetworkSpec, load_network
@@ -920,7 +920,7 @@ def numeric(kind, prefix="--"):
 
 
 COMMANDS = {
-    "run digits": configs.RunConfig,
+    "run digits": run_configs.RunConfig,
     "pretrain digits": PretrainingConfig,
     "score digits-10": ScoreConfig,
     "generate digits-10": GenerateConfig,
@@ -1018,9 +1018,11 @@ def test_metadata_print_no_control_characters(tmp_path, capsys):
 def test_none_is_spelled_in_any_case(capsys):
     parse = flags.parse
     for words in (["--latents-per-class", "none"], ["--latents_per_class=NONE"]):
-        made = parse(configs.RunConfig, words, "itgan", RECIPES["digits"]())
+        made = parse(run_configs.RunConfig, words, "itgan", RECIPES["digits"]())
         assert made.latents_per_class is None
-    made = parse(configs.RunConfig, ["--dm.augmentation", "none"], "itgan", RECIPES["digits"]())
+    made = parse(
+        run_configs.RunConfig, ["--dm.augmentation", "none"], "itgan", RECIPES["digits"]()
+    )
     assert made.dm.augmentation == "none"
     made = parse(
         PretrainingConfig,

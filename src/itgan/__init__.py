@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from itgan.augment import Augmentation, draw_augmentation, siamese
     from itgan.autoencoding import pretrain_autoencoder
     from itgan.condensation import condense
-    from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig, RunConfig
+    from itgan.configs import CondensationConfig, EvaluationConfig, InversionConfig
     from itgan.data import Dataset, ImageSet, load_dataset
     from itgan.embedding import RandomPool, train_extractor
     from itgan.errors import InputError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from itgan.metrics import measure
     from itgan.networks import build_network
     from itgan.pretraining import pretrain
+    from itgan.run_configs import RunConfig
     from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 
 # Names are imported when they are first used: `itgan --help` must not wait for torch.
@@ -55,7 +56,7 @@ _HOME = {
     "InversionConfig": "configs",
     "MetricsConfig": "generator_configs",
     "PretrainingConfig": "generator_configs",
-    "RunConfig": "configs",
+    "RunConfig": "run_configs",
     "Dataset": "data",
     "ImageSet": "data",
     "load_dataset": "data",

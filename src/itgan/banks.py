@@ -12,7 +12,7 @@ from itgan.dc import gradient_matching
 from itgan.embedding import NetworkSpec, SnapshotPool, train_extractor, train_pool
 from itgan.encoder import Encoder, train_encoder
 from itgan.inversion import invert
-from itgan.latents import LatentBank
+from itgan.latents import LatentBank, sample_latents
 from itgan.networks import Network, code_of
 from itgan.randomness import derive_seed
 from itgan.reconstruction import Objective
@@ -121,7 +121,7 @@ class Banks(Setting):
         return (Cell("number", "micro-batch of condensation", determinants, (), compute),)
 
     def condensed(self, latent_seed: int) -> Cell:
-        """Eq. 11 from the inverted bank."""
+        """Eq. 11, from the inverted bank or from random latents of the same rows."""
         return self._condensed("condensed", self.config.condensation, latent_seed)
 
     def plus(self, latent_seed: int) -> Cell:
@@ -131,8 +131,12 @@ class Banks(Setting):
     def _condensed(self, name: str, config: CondensationConfig, latent_seed: int) -> Cell:
         seed = self._seed(latent_seed)
         measured, pools = self.micro_batch(config), self.pool(config)
+        starts = (self.inverted(latent_seed),) if config.start == "inverted" else ()
+        rows = self.subset(latent_seed)
 
-        def compute(start: LatentBank, *more: Any, checkpoint: Checkpoint) -> LatentBank:  # noqa: ANN401
+        def compute(*made: Any, checkpoint: Checkpoint) -> LatentBank:  # noqa: ANN401
+            start = made[0] if starts else sample_latents(self.generator, rows, seed)
+            more = made[len(starts) :]
             size = more[0] if measured else config.micro_batch
             chosen = config.model_copy(update={"micro_batch": size})
             pool = replace(more[-1], window=config.pool.window) if pools else None
@@ -145,8 +149,10 @@ class Banks(Setting):
             "seed": seed,
             **code_of(config.network),
         }
+        if not starts:
+            determinants["images"] = rows.fingerprint
         label = f"{name} bank, latent seed {latent_seed}"
-        inputs = (self.inverted(latent_seed), *measured, *pools)
+        inputs = (*starts, *measured, *pools)
         return Cell("bank", label, determinants, inputs, compute)
 
     def dm(self, latent_seed: int) -> Cell:

@@ -4,6 +4,7 @@ real images ─┬─> extractor ─> inverted bank ─> condensed bank ─┐
              └──────────────────────────────> sources ────────┴─> trials ─> report
 """
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -13,11 +14,12 @@ from itgan import artefacts
 from itgan.artefacts import Checkpoint
 from itgan.banks import Banks
 from itgan.baselines import herding, pixel_set, same_bytes_jpeg, same_bytes_raw
-from itgan.configs import Dtype, RunConfig, Source
+from itgan.configs import Dtype, Source
 from itgan.dc import variant
 from itgan.evaluation import UNAUGMENTED, Trial, evaluate
 from itgan.latents import LatentBank, sample_latents
 from itgan.networks import code_of
+from itgan.run_configs import RunConfig
 from itgan.runs import VIEWS, Cell, Run
 from itgan.setting import UNGENERATED
 from itgan.soft_labels import soften
@@ -200,6 +202,15 @@ class Experiment(Banks):
             for latent_seed in self.latent_seeds(source)
             for network_seed in self.config.network_seeds
         ]
+
+    def makers(self) -> dict[str, Callable[[int], Cell]]:
+        """What makes the banks of latents that its sources need, by their stage."""
+        sources = self.config.sources
+        return {
+            **({"inverted": self.inverted} if self.inverts else {}),
+            **({"condensed": self.condensed} if "itgan" in sources else {}),
+            **({"plus": self.plus} if "itgan-plus" in sources else {}),
+        }
 
     def trials(self) -> list[Cell]:
         """Every classifier of the experiment."""

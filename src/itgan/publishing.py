@@ -88,13 +88,11 @@ def publish(
     scores = score_trials(trials)
     if scores:
         artefacts.write_json(run.path / "scores.json", scores)
-    for latent_seed in config.latent_seeds if experiment.inverts else ():
-        for cell, plus in (
-            (experiment.condensed(latent_seed), False),
-            (experiment.plus(latent_seed), True),
-        ):
-            if run.done(cell):
-                synthetic = experiment.synthetic(run.value(cell), latent_seed, plus=plus)
+    for stage, make in experiment.makers().items():
+        for latent_seed in config.latent_seeds if stage != "inverted" else ():
+            if run.done(cell := make(latent_seed)):
+                bank, plus = run.value(cell), stage == "plus"
+                synthetic = experiment.synthetic(bank, latent_seed, plus=plus)
                 file = f"{synthetic.name}-{latent_seed}.itgan.safetensors"
                 synthetic.save(run.path / "sets" / file)
     missing = len(experiment.trials()) - len(trials)
@@ -185,15 +183,15 @@ def _losses(run: Run, cells: Iterable[Cell]) -> list[tuple[list[float], list[flo
 
 
 def _loss_curves(experiment: Experiment, run: Run) -> list[Curve]:
-    if not experiment.inverts:
-        return []
+    titles = {
+        "inverted": ("Inversion (Eq. 8)", "inversion", "loss per image"),
+        "condensed": ("Condensation (Eq. 11)", "itgan", "loss"),
+        "plus": ("Condensation with additions", "itgan-plus", "loss"),
+    }
     curves = []
-    for name, source, quantity, cell in (
-        ("Inversion (Eq. 8)", "inversion", "loss per image", experiment.inverted),
-        ("Condensation (Eq. 11)", "itgan", "loss", experiment.condensed),
-        ("Condensation with additions", "itgan-plus", "loss", experiment.plus),
-    ):
-        losses = _losses(run, map(cell, experiment.config.latent_seeds))
+    for stage, make in experiment.makers().items():
+        name, source, quantity = titles[stage]
+        losses = _losses(run, map(make, experiment.config.latent_seeds))
         if losses:
             curves.append(Curve(name, "step", quantity, {source: losses}))
     return curves
@@ -244,12 +242,7 @@ def picture_stages(experiment: Experiment, run: Run, per_class: int = 8) -> Gall
         return None
     picks = torch.stack([m[:k] for m in members])  # classes k
     stages = {"real": rows.images[picks]}
-    makers = {
-        "inverted": experiment.inverted,
-        "condensed": experiment.condensed,
-        "plus": experiment.plus,
-    }
-    for name, make in makers.items() if experiment.inverts else ():
+    for name, make in experiment.makers().items():
         if run.done(cell := make(seed)):
             bank = run.value(cell).select(picks.flatten())
             images = experiment.synthetic(bank, seed).materialise().images

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 
 from itgan.configs import (
-    PLACES,
     PLUS,
     CondensationConfig,
     Config,
@@ -12,9 +11,9 @@ from itgan.configs import (
     EvaluationConfig,
     InversionConfig,
     PoolConfig,
-    RunConfig,
 )
 from itgan.generator_configs import AutoencodingConfig, MetricsConfig, PretrainingConfig
+from itgan.run_configs import PLACES, RunConfig
 
 # A digit mirrored is another sign: no flips.
 DIGITS_AUGMENTATION = "color_crop_cutout_scale_rotate"

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from itgan import artefacts
 from itgan.charts import Curve
-from itgan.configs import RunConfig, StudyConfig
 from itgan.embedding import EmptyWindow
 from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
@@ -21,6 +20,7 @@ from itgan.progress import say
 from itgan.publishing import accuracy_curves, picture_stages
 from itgan.recipes import flags_between
 from itgan.report import write_gallery, write_report
+from itgan.run_configs import RunConfig, StudyConfig
 from itgan.runs import Cell, Run, environment
 from itgan.sources import label_bytes
 from itgan.studies import SCALES, STUDIES, Entry, Study, published, vary

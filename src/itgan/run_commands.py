@@ -10,16 +10,16 @@ from itgan.flags import given, networks, parse, preset
 from itgan.terminal import show, show_table
 
 if TYPE_CHECKING:
-    from itgan.configs import RunConfig, StudyConfig
     from itgan.generator_configs import PretrainingConfig
     from itgan.pipeline import Experiment
+    from itgan.run_configs import RunConfig, StudyConfig
     from itgan.runs import Run
 
 
 def recipe(arguments: Sequence[str], command: str) -> "RunConfig":
     """The config of `itgan COMMAND RECIPE --flags`; a run's directory stands for its recipe."""
-    from itgan.configs import RunConfig
     from itgan.recipes import RECIPES
+    from itgan.run_configs import RunConfig
 
     if arguments and (Path(arguments[0]) / "config.json").is_file():
         from itgan.runs import Run
@@ -136,7 +136,7 @@ def report(arguments: Sequence[str]) -> None:
 
 def reproduce(arguments: Sequence[str]) -> None:
     """Compute a table or figure of the paper; prints it beside the published figures."""
-    from itgan.configs import StudyConfig
+    from itgan.run_configs import StudyConfig
     from itgan.studies import STUDIES
 
     if not arguments or arguments[0].startswith("-"):

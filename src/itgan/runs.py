@@ -19,7 +19,6 @@ import torch
 import itgan
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
-from itgan.configs import PLACES, RunConfig
 from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
 from itgan.encoder import Encoder
 from itgan.errors import InputError
@@ -27,6 +26,7 @@ from itgan.evaluation import Trial
 from itgan.latents import LatentBank
 from itgan.networks import Network
 from itgan.progress import say
+from itgan.run_configs import PLACES, RunConfig
 
 # Raised when the same configuration begins to give other numbers: older cells are not reused.
 NUMERICS = 4

@@ -15,7 +15,6 @@ from itgan.configs import (
     Config,
     DCConfig,
     EvaluationConfig,
-    RunConfig,
     Source,
     with_precision,
 )
@@ -35,16 +34,16 @@ from itgan.inversion import encode
 from itgan.latents import check_images
 from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
+from itgan.run_configs import RunConfig
 from itgan.training import check_last_batch
 
-# The stage whose network makes a source; sources of inverted banks; those without a generator.
+# The stage whose network makes a source; sources without a generator.
 STAGES: dict[Source, str] = {
     "itgan": "condensation",
     "itgan-plus": "plus",
     "dm": "dm",
     "dc": "dc",
 }
-INVERTED: frozenset[Source] = frozenset({"inversion", "itgan", "itgan-plus"})
 UNGENERATED: tuple[Source, ...] = ("real", "random", "herding", "dm", "dc")
 
 
@@ -102,7 +101,13 @@ class Setting:
     @property
     def inverts(self) -> bool:
         """Whether any of its sources begins with inverted banks."""
-        return not INVERTED.isdisjoint(self.config.sources)
+        config = self.config
+        starts: dict[Source, str] = {
+            "inversion": "inverted",
+            "itgan": config.condensation.start,
+            "itgan-plus": config.plus.start,
+        }
+        return "inverted" in {starts.get(source) for source in config.sources}
 
     @cached_property
     def generator(self) -> StoredGenerator:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Literal
 
-from itgan.configs import RunConfig, Source
+from itgan.configs import Source
 from itgan.recipes import cifar10_cpu, cifar10_paper, cifar100_paper, digits
+from itgan.run_configs import RunConfig
 
 ScaleName = Literal["paper", "cpu", "smoke"]
 
