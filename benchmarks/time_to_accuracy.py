@@ -49,6 +49,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--networks", type=int, nargs="+", default=[0, 1])
     options.add_argument("--updates", type=int, default=200, help="of each classifier")
+    options.add_argument("--batch-size", type=int, default=64, help="of each classifier")
     options.add_argument("--inversion-steps", type=int, default=150)
     options.add_argument("--augmentation", default=AUGMENTATION)
     options.add_argument("--banks", action="store_true", help="only what is timed; score later")
@@ -60,7 +61,8 @@ def main() -> None:
     generator = FrozenGenerator.from_biggan(model)
     state = {name: t.detach() for name, t in model.state_dict().items()}
     quick = {"compile": True, "augmentation": args.augmentation}
-    scoring = EvaluationConfig(updates=args.updates, precision="bf16", **quick)
+    training = {"updates": args.updates, "batch_size": args.batch_size}
+    scoring = EvaluationConfig(precision="bf16", **training, **quick)
     args.out.mkdir(parents=True, exist_ok=True)
 
     @functools.cache

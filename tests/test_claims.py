@@ -23,15 +23,17 @@ from itgan.studies import STUDIES, published
 REGISTER = Path(__file__).parents[1] / "docs" / "claims.toml"
 
 
-def figure(*sets, latent_seeds=None):
+def figure(*sets, latent_seeds=None, source="itgan", scale="cpu"):
     """A figure of one list of accuracies for each latent set."""
     seeds = range(len(sets)) if latent_seeds is None else latent_seeds
     return {
+        "source": source,
+        "scale": scale,
         "trials": [
             {"latent_seed": s, "network_seed": n, "accuracy": accuracy}
             for s, accuracies in zip(seeds, sets, strict=True)
             for n, accuracy in enumerate(accuracies)
-        ]
+        ],
     }
 
 
@@ -53,10 +55,56 @@ def test_only_common_seeds_are_paired():
 
 
 def test_the_whole_training_set_pairs_with_every_set():
-    found = difference(figure([0.9, 0.8]), figure([0.5, 0.6], [0.7, 0.6]))
+    whole = figure([0.9, 0.8], latent_seeds=(4,), source="real")
+    found = difference(whole, figure([0.5, 0.6], [0.7, 0.6]))
     assert found.mean == pytest.approx((40 + 20 + 20 + 20) / 4)
-    back = difference(figure([0.5, 0.6], [0.7, 0.6]), figure([0.9, 0.8]))
+    back = difference(figure([0.5, 0.6], [0.7, 0.6]), whole)
     assert (back.mean, back.low) == (pytest.approx(-found.mean), pytest.approx(-found.high))
+
+
+def test_a_single_set_is_not_taken_for_the_whole_training_set():
+    assert difference(figure([0.9]), figure([0.5], [0.7])) is None
+
+
+def test_a_claim_about_the_curve_is_judged_there():
+    def curved(*sets):
+        made = figure(*([0.9] for _ in sets))
+        for trial, fitted in zip(made["trials"], sets, strict=True):
+            points = (fitted, 0.8)
+            trial["curve"] = [{"accuracy": 0.1, "training_accuracy": p} for p in points]
+        return made
+
+    claim = Claim(
+        id="x",
+        place="Figure 3",
+        text="text",
+        study="fig3",
+        first=("a", "b"),
+        second=("c", "b"),
+        expect="more",
+        quantity="training_accuracy",
+        point=1,
+    )
+    kept = {("fig3", "a", "b"): curved(0.5, 0.6), ("fig3", "c", "b"): curved(0.4, 0.49)}
+    found, said = judge(claim, kept)
+    assert (found.mean, said) == (pytest.approx(10.5), "holds")
+
+
+def test_a_claim_about_a_scale_is_judged_at_no_other():
+    claim = Claim(
+        id="x",
+        place="Table 1",
+        text="text",
+        study="table1",
+        first=("a", "b"),
+        second=("a", "c"),
+        expect="more",
+        scale="paper",
+    )
+    for scale, said in (("cpu", "not measured"), ("paper", "holds")):
+        places = {"b": [[0.5], [0.6]], "c": [[0.4], [0.5]]}
+        kept = {("table1", "a", c): figure(*sets, scale=scale) for c, sets in places.items()}
+        assert judge(claim, kept)[1] == said
 
 
 @pytest.mark.parametrize(
@@ -120,9 +168,16 @@ def test_a_page_has_every_claim_and_every_kept_study():
         "std": 1.0,
         "n": 4,
     }
-    page = results_page(claims, {("table5", "Accuracy", "whole"): {**row, **figure([0.5])}})
+    figures = {("table5", "Accuracy", "whole"): {**row, **figure([0.5])}}
+    at = "50, 200 updates"
+    for name, accuracies in (("IT-GAN", ([0.5], [0.6])), ("Inversion", ([0.4], [0.51]))):
+        row = {**row, "study": "sources", "row": name, "column": at}
+        figures["sources", name, at] = {**row, **figure(*accuracies)}
+    page = results_page(claims, figures)
     assert all(claim.text in page for claim in claims)
-    assert page.count("not measured (`itgan reproduce") == len(claims)
+    assert page.count("not measured (`itgan reproduce") == len(claims) - 1
+    assert "| IT-GAN - Inversion | +9.5 [+3.1, +15.9], 2 sets |" in page
+    assert "IT-GAN - Random" not in page
     assert f"## table5: {STUDIES['table5'].title}" in page
     assert "## table6" not in page
     assert "| 50.0 ± 1.0 |" in page
@@ -130,7 +185,7 @@ def test_a_page_has_every_claim_and_every_kept_study():
 
 def test_figures_are_of_one_scale_that_measures_something(tmp_path):
     def keep(study, scale):
-        row = {"study": study, "scale": scale, "row": "a", "column": "b"}
+        row = {"study": study, "scale": scale, "score_on": "test", "row": "a", "column": "b"}
         (tmp_path / f"{study}.json").write_text(json.dumps([row]))
 
     keep("table1", "cpu")
@@ -142,6 +197,13 @@ def test_figures_are_of_one_scale_that_measures_something(tmp_path):
         keep(study, "smoke")
     with pytest.raises(InputError, match="smoke"):
         read_figures(tmp_path)
+    (tmp_path / "environment.json").write_text("{}")  # of a run's directory
+    text = (tmp_path / "table1.json").read_text()
+    (tmp_path / "table1.json").write_text(text.replace("test", "validation"))
+    with pytest.raises(InputError, match="accuracies on validation images"):
+        read_figures(tmp_path)
+    with pytest.raises(InputError, match="holds no figures; itgan reproduce STUDY --results"):
+        read_figures(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ["", "[[claim]]\nid = 'x'", "not toml ["])

@@ -243,6 +243,34 @@ def test_baselines_are_as_many_or_as_many_bytes(finished, experiment):
     assert made.needs("random-jpeg", 0) == ()
 
 
+@pytest.mark.parametrize("name", ["random-raw", "random-jpeg"])
+def test_same_bytes_follow_the_storage_type_and_the_labels(experiment, name):
+    made = experiment(sources=(name,), dtypes=("fp32", "int8"), soft_labels=True)
+    bank = sample_latents(made.generator, made.subset(0))
+    synthetic = made.synthetic(bank, 0)
+    for dtype in ("fp32", "int8"):
+        budget = synthetic.stored_as(dtype).nbytes
+        source = made.source(name, 0, dtype=dtype)
+        each = source.nbytes / len(source)
+        assert budget - 2 * each < source.nbytes <= budget or len(source) == len(made.data.train)
+        assert source.variant.endswith(" int8") == (dtype == "int8")
+    hard, soft = made.source(name, 0), made.source(name, 0, soft=True)
+    more = 2 * 10 - 1  # bytes of ten probabilities less those of a class number
+    assert len(soft) <= len(hard)
+    assert soft.nbytes + more * len(soft) <= synthetic.nbytes + more * len(synthetic)
+    labels = [cell.label.split(",")[0] for cell in made.trials()]
+    forms = (name, f"{name} int8", f"{name} with soft labels")
+    assert labels == [f"trial of {form}" for form in forms]
+
+
+def test_fresh_samples_are_made_as_classifiers_are_trained(experiment):
+    evaluation = {"precision": "bf16", "compile": True}
+    fresh = experiment(evaluation=evaluation).source("gan-fresh", 0)
+    assert (fresh.precision, fresh.compiled) == ("bf16", True)
+    plain = experiment().source("gan-fresh", 0)
+    assert (plain.precision, plain.compiled) == ("fp32", False)
+
+
 # Resume
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from itgan import artefacts, studies
 from itgan.cli import main
+from itgan.errors import InputError
 from itgan.evaluation import Trial
 from itgan.flags import parse
 from itgan.pipeline import Experiment
@@ -15,12 +16,14 @@ from itgan.recipes import digits
 from itgan.reproduction import (
     Measured,
     _charts,
+    cells_of,
     command,
     entries,
     markdown_table,
     pixels_in_the_bytes,
     terminal_table,
 )
+from itgan.run_commands import _of_claims
 from itgan.run_configs import StudyConfig
 from itgan.studies import SCALES, STUDIES, Entry, published, vary
 
@@ -113,6 +116,51 @@ def test_what_was_not_measured_is_said(place, capsys):
     assert terminal_table(rows(place, "table6"), "title").row_count == 4
 
 
+def test_figures_of_several_calls_are_kept_together(place, tmp_path):
+    flags = ("--scale", "smoke", "--cells", f"{place / 'cells'}", "--out", f"{tmp_path}/out")
+    for column, found in (("1/5", {"1/5"}), ("whole", {"whole", "1/5"})):
+        more = ("--only", f"Accuracy={column}", "--results", f"{tmp_path}/results")
+        assert main(["reproduce", "table5", *flags, *more]) == 0
+        kept = json.loads((tmp_path / "results" / "table5.json").read_text())
+        # The store has the others, too, which another call has computed.
+        assert {row["column"] for row in kept} == {"whole", "1/2", "1/4", "1/5"} > found
+        assert {row["score_on"] for row in kept} == {"test"}
+    computed = artefacts.read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    assert computed == []
+
+
+def test_a_register_chooses_what_its_claims_are_about(tmp_path, capsys):
+    register = tmp_path / "claims.toml"
+    register.write_text(
+        "[[claim]]\nid = 'x'\nplace = 'Table 5'\ntext = 'x'\nstudy = 'table5'\nexpect = 'more'\n"
+        "first = ['Accuracy', 'whole']\nsecond = ['Accuracy', '1/5']\n"
+    )
+    config = StudyConfig(scale="smoke", claims=f"{register}")
+    chosen = entries("table5", _of_claims(config, "table5"))
+    assert [entry.column for entry in chosen] == ["whole", "1/5"]
+    flags = ("--scale", "smoke", "--claims", f"{register}", "--out", f"{tmp_path}/out")
+    assert main(["reproduce", "table6", *flags]) == 2
+    assert "has no claim about table6" in capsys.readouterr().err
+
+
+def test_soft_labels_are_figures_of_their_own():
+    found = {(e.row, e.column): e for e in entries("plus", StudyConfig(scale="smoke"))}
+    soft = found["IT-GAN, soft labels", "4 updates"]
+    hard = found["IT-GAN", "4 updates"]
+    for entry, said in ((soft, "with soft labels"), (hard, "trial of itgan,")):
+        _, cells = cells_of(entry)
+        assert len(cells) == 1
+        assert said in cells[0].label
+    assert {c.name for c in cells_of(soft)[1]}.isdisjoint(c.name for c in cells_of(hard)[1])
+
+
+def test_validation_images_score_where_some_are_held_out():
+    (one,) = entries("table5", StudyConfig(score_on="validation", only=("1/5",)))
+    assert one.config.score_on == "validation"
+    with pytest.raises(InputError, match="nothing is held out at smoke scale"):
+        entries("table5", StudyConfig(scale="smoke", score_on="validation"))
+
+
 def test_a_page_is_written(place):
     page = (place / "table5" / "report.html").read_text()
     assert STUDIES["table5"].title in page
@@ -176,7 +224,10 @@ def test_a_plan_starts_nothing(tmp_path, capsys):
         (("table9",), "itgan: study 'table9': choose one of table1, "),
         (("fig4",), "itgan: fig4: is about CIFAR-100, "),
         (("table1", "--latent-seeds", "0", "0"), "itgan: latent_seeds: give at least one value"),
-        (("table1", "--only", "ResNet"), "itgan: only=ResNet: choose rows or columns: CIFAR10, "),
+        (
+            ("table1", "--only", "ResNet"),
+            "itgan: only=ResNet: choose rows or columns, or ROW=COLUMN",
+        ),
     ],
 )
 def test_what_cannot_be_computed_is_refused_in_a_line(arguments, line, capsys, tmp_path):

@@ -70,7 +70,8 @@ def test_a_split_matches_what_its_name_says():
     for scale in SCALES:
         whole = SCALES[scale]().many.latents_per_class
         shards = [e.config.condensation.shard_per_class for e in placed("table5", scale).values()]
-        assert [-(-whole // shard) for shard in shards] == [1, 2, 4 if whole > 5 else 3, 5]
+        parts = [-(-whole // (shard or whole)) for shard in shards]
+        assert parts == [1, 2, 4 if whole > 5 else 3, 5]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -126,7 +127,12 @@ def test_only_chooses_rows_and_columns():
     chosen = entries("table6", StudyConfig(only=("Random", "0.1")))
     assert {(e.row, e.column) for e in chosen} >= {("Fixed", "0.1"), ("Random", "1")}
     assert len(chosen) == 10
-    with pytest.raises(InputError, match="only=nothing: choose rows or columns: Fixed, 0, "):
+    (one,) = entries("table6", StudyConfig(only=("Fixed=0.01",)))
+    assert (one.row, one.column) == ("Fixed", "0.01")
+    (pool,) = entries("table7", StudyConfig(only=(">=70",)))
+    assert pool.config.condensation.pool.window == (0.7, 1.0)
+    said = "only=nothing: choose rows or columns, or ROW=COLUMN: Fixed, 0, "
+    with pytest.raises(InputError, match=said):
         entries("table6", StudyConfig(only=("nothing",)))
     with pytest.raises(InputError, match="study 'table8': choose one of table1"):
         entries("table8", StudyConfig())

@@ -40,14 +40,16 @@ def _in_turn(images: ImageSet, seed: int) -> Iterator[int]:
         yield from (order[k] for order in orders if k < len(order))
 
 
-def same_bytes_raw(images: ImageSet, nbytes: int, seed: int = 0) -> PixelSet:
+def same_bytes_raw(images: ImageSet, nbytes: int, seed: int = 0, reserve: int = 0) -> PixelSet:
     """As many random real images, in equal numbers per class, as fit raw into ``nbytes``.
+
+    ``reserve`` bytes more are left free for each, for what its label may yet become.
 
     Raises:
         InputError: not even one image per class fits.
     """
     each = math.prod(images.image_shape) + label_bytes(images.num_classes)
-    count = min(nbytes // each, len(images))
+    count = min(nbytes // (each + reserve), len(images))
     if count < images.num_classes:
         raise InputError(
             f"random, same bytes: {nbytes} bytes hold only {count} raw images, fewer "
@@ -61,9 +63,15 @@ def same_bytes_raw(images: ImageSet, nbytes: int, seed: int = 0) -> PixelSet:
 
 
 def same_bytes_jpeg(
-    images: ImageSet, nbytes: int, seed: int = 0, quality: int = JPEG_QUALITY
+    images: ImageSet,
+    nbytes: int,
+    seed: int = 0,
+    reserve: int = 0,
+    quality: int = JPEG_QUALITY,
 ) -> PixelSet:
     """As many random real images as fit into ``nbytes`` as JPEG with shared tables.
+
+    ``reserve`` bytes more are left free for each, for what its label may yet become.
 
     The quantisation and Huffman tables are counted once, every image's own stream in full. What
     classifiers see is decoded from these streams.
@@ -76,7 +84,7 @@ def same_bytes_jpeg(
     for position in _in_turn(images, seed):
         stream = to_jpeg(images.images[position], quality, "stream")
         cost = len(stream) + label_bytes(images.num_classes)
-        if used + cost > nbytes:
+        if used + cost + reserve * (len(labels) + 1) > nbytes:
             break
         used += cost
         # An abbreviated stream becomes a whole one with the tables after its start marker.

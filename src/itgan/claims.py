@@ -17,6 +17,36 @@ from itgan.studies import STUDIES
 
 EQUAL = 1.0  # points
 _UNDECIDED = "too close to call at this scale"
+SHARED = ("real", "herding")  # sources that are the same images for all sets
+
+# Rows of our own studies whose differences are printed: first less second.
+PAIRS = {
+    "sources": (
+        ("IT-GAN", "Inversion"),
+        ("IT-GAN", "GAN"),
+        ("IT-GAN", "GAN, fresh samples"),
+        ("IT-GAN", "Random"),
+        ("IT-GAN", "Random, same bytes as JPEG"),
+        ("IT-GAN", "DM"),
+        ("IT-GAN plus", "IT-GAN"),
+        ("IT-GAN plus", "Random"),
+        ("Inversion", "GAN"),
+    ),
+    "plus": (
+        ("IT-GAN, several networks", "IT-GAN"),
+        ("IT-GAN, all layers", "IT-GAN"),
+        ("IT-GAN, mean of the last", "IT-GAN"),
+        ("IT-GAN, class gains too", "IT-GAN"),
+        ("IT-GAN, trained networks", "IT-GAN"),
+        ("IT-GAN plus", "IT-GAN"),
+        ("IT-GAN plus", "Random"),
+        ("IT-GAN, four in int8", "IT-GAN"),
+        ("IT-GAN plus, four in int8", "IT-GAN"),
+        ("IT-GAN plus, four in int8", "Random"),
+        ("IT-GAN, soft labels", "Random, soft labels"),
+        ("IT-GAN plus, soft labels", "Random, soft labels"),
+    ),
+}
 
 Figures = Mapping[tuple[str, str, str], Mapping[str, Any]]  # study, row, column
 
@@ -31,6 +61,10 @@ class Claim(Config):
     first: tuple[str, str]
     second: tuple[str, str]
     expect: Literal["more", "equal"]
+    quantity: Literal["accuracy", "training_accuracy"] = "accuracy"
+    point: int | None = None  # of the curve, from 1; the last of a training if not given
+    scale: Literal["paper"] | None = None  # the only one that it is about
+    command: str = ""  # that would measure it, where this machine cannot
 
 
 @dataclass(frozen=True)
@@ -63,15 +97,21 @@ def read_claims(path: Path) -> list[Claim]:
 
 
 def read_figures(folder: Path) -> Figures:
-    """The figures of every study kept in a folder, as ``itgan reproduce`` wrote them.
+    """The figures of every study kept in a folder, as ``itgan reproduce --results`` wrote them.
 
     Raises:
-        InputError: they are not of one scale, or of smoke, which measures nothing.
+        InputError: there are none, or they are not of one scale, or of smoke, which measures
+            nothing, or on validation images.
     """
     figures = {}
-    for path in sorted(folder.glob("*.json")):
-        for row in json.loads(path.read_text()):
-            figures[row["study"], row["row"], row["column"]] = row
+    for study in STUDIES:
+        path = folder / f"{study}.json"
+        for row in json.loads(path.read_text()) if path.exists() else ():
+            figures[study, row["row"], row["column"]] = row
+            if row["score_on"] != "test":
+                raise InputError(f"{path}: accuracies on validation images; results are on test")
+    if not figures:
+        raise InputError(f"{folder}: holds no figures; itgan reproduce STUDY --results {folder}")
     scales = {row["scale"] for row in figures.values()}
     if len(scales) > 1 or "smoke" in scales:
         raise InputError(
@@ -80,21 +120,25 @@ def read_figures(folder: Path) -> Figures:
     return figures
 
 
-def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Difference | None:
+def difference(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    quantity: str = "accuracy",
+    point: int | None = None,
+) -> Difference | None:
     """Paired over latent sets and networks; None where fewer than two sets are paired.
 
     A source that is the same for all sets (the whole training set) pairs with each by network.
+    The same networks serve all sets, so the interval is over sets alone.
     """
-    one, other = _accuracies(first), _accuracies(second)
-    whole = next((t for t in (one, other) if len({s for s, _ in t}) == 1), None)
-    seeds = {s for s, _ in (other if whole is one else one)}
+    one, other = (_values(figure, quantity, point) for figure in (first, second))
+    if first["source"] in SHARED:
+        one = {(s, n): value for s, _ in other for (_, n), value in one.items()}
+    elif second["source"] in SHARED:
+        other = {(s, n): value for s, _ in one for (_, n), value in other.items()}
     by_set: dict[int, list[float]] = {}
-    for latent in sorted(seeds):
-        for network in sorted({n for _, n in (*one, *other)}):
-            a = one.get((latent, network), one.get((0, network)) if whole is one else None)
-            b = other.get((latent, network), other.get((0, network)) if whole is other else None)
-            if a is not None and b is not None:
-                by_set.setdefault(latent, []).append(100 * (a - b))
+    for pair in sorted(one.keys() & other.keys()):
+        by_set.setdefault(pair[0], []).append(100 * (one[pair] - other[pair]))
     if len(by_set) < 2:
         return None
     means = np.array([np.mean(values) for values in by_set.values()])
@@ -103,8 +147,16 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differenc
     return Difference(mean, mean - reach, mean + reach, len(means))
 
 
-def _accuracies(figure: Mapping[str, Any]) -> dict[tuple[int, int], float]:
-    return {(t["latent_seed"], t["network_seed"]): t["accuracy"] for t in figure["trials"]}
+def _values(
+    figure: Mapping[str, Any], quantity: str, point: int | None
+) -> dict[tuple[int, int], float]:
+    """By latent and network seed."""
+    return {
+        (t["latent_seed"], t["network_seed"]): (
+            t[quantity] if point is None else t["curve"][point - 1][quantity]
+        )
+        for t in figure["trials"]
+    }
 
 
 def verdict(expect: str, found: Difference | None) -> str:
@@ -124,9 +176,10 @@ def verdict(expect: str, found: Difference | None) -> str:
 
 def judge(claim: Claim, figures: Figures) -> tuple[Difference | None, str]:
     """A claim's difference, where both its figures are kept, and its verdict."""
-    both = [figures.get((claim.study, *place)) for place in (claim.first, claim.second)]
-    measured = [figure for figure in both if figure is not None]
-    found = difference(*measured) if len(measured) == 2 else None
+    first, second = (figures.get((claim.study, *place)) for place in (claim.first, claim.second))
+    found = None
+    if first is not None and second is not None and claim.scale in (None, first["scale"]):
+        found = difference(first, second, claim.quantity, claim.point)
     return found, verdict(claim.expect, found)
 
 
@@ -147,20 +200,52 @@ def results_page(claims: Sequence[Claim], figures: Figures) -> str:
     for claim in claims:
         found, said = judge(claim, figures)
         if found is None:
-            said = f"not measured (`itgan reproduce {claim.study}`)"
+            said = f"not measured (`{claim.command or f'itgan reproduce {claim.study}'}`)"
             number = ""
         else:
-            number = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+            number = _interval(found)
         lines.append(f"| {claim.text} | {claim.place} | {number} | {said} |")
     for name, study in STUDIES.items():
         rows = [row for (kept, _, _), row in figures.items() if kept == name]
         if rows:
             lines += ["", f"## {name}: {study.title}", "", *markdown_table(rows)]
+            lines += _differences(name, figures)
     return "\n".join(lines) + "\n"
+
+
+def _interval(found: Difference) -> str:
+    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def _differences(study: str, figures: Figures) -> list[str]:
+    """A table of paired differences, where a study has pairs."""
+    columns = list(dict.fromkeys(column for kept, _, column in figures if kept == study))
+    lines = []
+    for first, second in PAIRS.get(study, ()):
+        texts = []
+        for column in columns:
+            one, other = (figures.get((study, row, column)) for row in (first, second))
+            found = None if one is None or other is None else difference(one, other)
+            texts.append("" if found is None else f"{_interval(found)}, {found.sets} sets")
+        if any(texts):
+            lines.append(f"| {first} - {second} | {' | '.join(texts)} |")
+    if not lines:
+        return []
+    head = [f"| difference, points | {' | '.join(columns)} |", f"| :-- |{' --: |' * len(columns)}"]
+    return [
+        "",
+        "Paired differences with Student's 95 % interval over latent sets:",
+        "",
+        *head,
+        *lines,
+    ]
 
 
 if __name__ == "__main__":
     import sys
 
     register, kept = map(Path, sys.argv[1:])
-    sys.stdout.write(results_page(read_claims(register), read_figures(kept)))
+    try:
+        sys.stdout.write(results_page(read_claims(register), read_figures(kept)))
+    except InputError as error:
+        sys.exit(f"itgan: {error}")

@@ -22,12 +22,13 @@ from itgan.networks import code_of
 from itgan.run_configs import RunConfig
 from itgan.runs import VIEWS, Cell, Run
 from itgan.setting import UNGENERATED
-from itgan.soft_labels import soften
+from itgan.soft_labels import soft_label_bytes, soften
 from itgan.sources import FreshSamples, PixelSet, SyntheticSet
 from itgan.training import Source as TrainingSource
 
-STORED = ("gan", "inversion", "itgan", "itgan-plus")
 SAME_BYTES: tuple[Source, ...] = ("random-raw", "random-jpeg")  # as many as fit into them
+STORED = ("gan", "inversion", "itgan", "itgan-plus")
+TYPED = (*STORED, *SAME_BYTES)  # sources that depend on the storage type
 HARD = ("real", "gan-fresh")  # sources that are never evaluated with soft labels
 FULL: tuple[Dtype, ...] = ("fp32",)
 
@@ -56,8 +57,19 @@ class Experiment(Banks):
         }
         return (makers[source](latent_seed),) if source in makers else ()
 
-    def source(self, name: Source, latent_seed: int, *made: Any) -> TrainingSource:  # noqa: ANN401
-        """What classifiers are trained on, from the values of the cells that it ``needs``."""
+    def source(
+        self,
+        name: Source,
+        latent_seed: int,
+        *made: Any,  # noqa: ANN401
+        dtype: Dtype = "fp32",
+        soft: bool = False,
+    ) -> TrainingSource:
+        """What classifiers are trained on, from the values of the cells that it ``needs``.
+
+        A stored set is as its file in ``dtype`` has it. As many images as fit into the bytes of
+        such a set leave room for the bytes of ``soft`` labels, if they are to get them.
+        """
         train = self.data.train
         if name == "real":
             return PixelSet(train.images, train.labels, "real")
@@ -66,7 +78,15 @@ class Experiment(Banks):
             return PixelSet(rows.images, rows.labels, "random", "same-rows", latent_seed)
         if name == "gan-fresh":
             seed = self._seed(latent_seed)
-            return FreshSamples(self.generator, rows.labels, latent_seed, seed=seed)
+            evaluation = self.config.evaluation
+            return FreshSamples(
+                self.generator,
+                rows.labels,
+                latent_seed,
+                evaluation.precision,
+                compiled=evaluation.compile,
+                seed=seed,
+            )
         if name == "herding":
             counts = rows.labels.bincount(minlength=train.num_classes).tolist()
             precision = self.config.inversion.extractor.precision
@@ -79,10 +99,14 @@ class Experiment(Banks):
         synthetic = self.synthetic(bank, latent_seed, plus=name == "itgan-plus")
         if name in SAME_BYTES:
             same_bytes = same_bytes_raw if name == "random-raw" else same_bytes_jpeg
-            chosen = same_bytes(train, synthetic.nbytes, self._seed(latent_seed))
+            synthetic.dtype = dtype
+            more = soft_label_bytes(train.num_classes) if soft else 0
+            budget = synthetic.nbytes + more * len(synthetic)
+            chosen = same_bytes(train, budget, self._seed(latent_seed), more)
             chosen.latent_seed = latent_seed
+            chosen.variant += "" if dtype == "fp32" else f" {dtype}"
             return chosen
-        return synthetic
+        return synthetic if dtype == "fp32" else synthetic.stored_as(dtype)
 
     def synthetic(self, bank: LatentBank, latent_seed: int, *, plus: bool = False) -> SyntheticSet:
         """Generator and bank, with what a reader must know of the data."""
@@ -124,9 +148,8 @@ class Experiment(Banks):
 
         def compute(*made: Any, checkpoint: Checkpoint) -> Trial:  # noqa: ANN401
             teacher = made[-1] if soft else None
-            chosen = self.source(source, latent_seed, *(made[:-1] if soft else made))
-            if isinstance(chosen, SyntheticSet) and dtype != "fp32":
-                chosen = chosen.stored_as(dtype)
+            own = made[:-1] if soft else made
+            chosen = self.source(source, latent_seed, *own, dtype=dtype, soft=soft)
             if teacher is not None:
                 chosen = soften(chosen, teacher.to(self.device))
             (trial,) = evaluate(
@@ -183,7 +206,7 @@ class Experiment(Banks):
 
     def _forms(self, source: Source) -> list[dict[str, Any]]:
         """What a source is evaluated in: storage types with and without augmentation; labels."""
-        dtypes = self.config.dtypes if source in STORED else FULL
+        dtypes = self.config.dtypes if source in TYPED else FULL
         both = self.config.unaugmented and source != "real"
         forms: list[dict[str, Any]] = [
             {"dtype": d, "augmented": augmented}

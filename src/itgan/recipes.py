@@ -77,7 +77,7 @@ def cifar10_smoke() -> RunConfig:
 
 def cifar10_cpu() -> RunConfig:
     """Ten classes of real colour images at 50 latents per class, for two CPU cores."""
-    training = EvaluationConfig(updates=200, precision="bf16", compile=True)
+    training = EvaluationConfig(updates=200, batch_size=64, precision="bf16", compile=True)
     condensation = CondensationConfig(
         steps=300,
         real_per_class=128,
@@ -100,7 +100,7 @@ def cifar10_cpu() -> RunConfig:
             steps=250,
             precision="bf16",
             compile=True,
-            extractor=training.model_copy(update={"updates": 3000}),
+            extractor=training.model_copy(update={"updates": 3000, "batch_size": 256}),
         ),
         condensation=condensation,
         plus=condensation.model_copy(update=PLUS),
@@ -127,7 +127,7 @@ def _paper(name: str, classes: int, shard: int) -> RunConfig:
         dm=CondensationConfig(
             steps=20_000, optimiser="sgd", learning_rate=10.0, real_per_class=256
         ),
-        evaluation=EvaluationConfig(network="resnet18"),
+        evaluation=EvaluationConfig(network="resnet18", curve_points=200),
     )
 
 

@@ -48,6 +48,8 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
     if name not in STUDIES:
         raise InputError(f"study {name!r}: choose one of {', '.join(STUDIES)}")
     scale = SCALES[config.scale]()
+    if config.score_on == "validation" and not scale.main.validation:
+        raise InputError(f"score_on=validation: nothing is held out at {config.scale} scale")
     whole = {dataset: _placed(base, config, dataset) for dataset, base in scale.whole.items()}
     if config.dataset100 and config.generator100 and "CIFAR100" not in whole:
         whole["CIFAR100"] = _placed(scale.whole["CIFAR10"], config, "CIFAR100")
@@ -70,11 +72,16 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
             f"{name}: is about CIFAR-100, which has no small generator; give --dataset100 and "
             "--generator100"
         )
-    unknown = set(config.only) - {e.row for e in found} - {e.column for e in found}
+    names = [{e.row, e.column, f"{e.row}={e.column}"} for e in found]
+    unknown = set(config.only).difference(*names)
     if unknown:
         choices = dict.fromkeys(part for e in found for part in (e.row, e.column))
-        raise InputError(f"only={min(unknown)}: choose rows or columns: {', '.join(choices)}")
-    return [e for e in found if not config.only or {e.row, e.column} & set(config.only)]
+        raise InputError(
+            f"only={min(unknown)}: choose rows or columns, or ROW=COLUMN: {', '.join(choices)}"
+        )
+    wanted = set(config.only)
+    chosen = [e for e, own in zip(found, names, strict=True) if not wanted or own & wanted]
+    return [replace(e, config=_seeded(e.config, config)) for e in chosen]
 
 
 def pixels_in_the_bytes(config: RunConfig) -> int:
@@ -86,29 +93,36 @@ def pixels_in_the_bytes(config: RunConfig) -> int:
 
 
 def _placed(base: RunConfig, config: StudyConfig, dataset: str) -> RunConfig:
-    """The user's places and seeds in a scale's experiment."""
+    """The user's places in a scale's experiment."""
     ten = dataset == "CIFAR10"
     given = {
         "dataset": config.dataset if ten else config.dataset100,
         "generator": config.generator if ten else config.generator100,
-        "latent_seeds": config.latent_seeds,
-        "network_seeds": config.network_seeds,
     }
     changes = {field: value for field, value in given.items() if value is not None}
-    return vary(base, {**changes, "device": config.device})
+    return vary(base, {**changes, "device": config.device, "score_on": config.score_on})
+
+
+def _seeded(base: RunConfig, config: StudyConfig) -> RunConfig:
+    """With the seeds that the user asks for."""
+    given = {"latent_seeds": config.latent_seeds, "network_seeds": config.network_seeds}
+    return vary(base, {field: value for field, value in given.items() if value is not None})
 
 
 def cells_of(entry: Entry) -> tuple[Experiment, list[Cell]]:
     """The trials that an entry is the mean of."""
     experiment = Experiment(vary(entry.config, {"sources": (entry.source,)}))
-    return experiment, experiment.trials()
+    labelled = {"hard": None, "soft": "soft"}[entry.labels]
+    return experiment, [c for c in experiment.trials() if c.determinants.get("labels") == labelled]
 
 
 def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]:
     """Compute what is missing of a study and write its tables, curves and pictures.
 
     Writes ``NAME.json`` (one object for each figure, with its trials), ``NAME.md`` and
-    ``report.html`` into ``out``.
+    ``report.html`` into ``out``, and ``NAME.json`` into the config's ``results``, too. They hold
+    every figure of the study whose trials are all there, whether this call chose it or not, and
+    the first is written after each figure.
 
     Returns:
         The objects of ``NAME.json``.
@@ -116,26 +130,43 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
     Raises:
         InputError: no such study; a data set or generator is missing or does not fit.
     """
-    run, measured = Run(out, Path(config.cells)), []
+    run, rows = Run(out, Path(config.cells)), []
     planned = [(entry, *cells_of(entry)) for entry in entries(name, config)]
     for _, experiment, _ in planned:
         experiment.check()
+    every = [
+        (entry, *cells_of(entry))
+        for entry in entries(name, config.model_copy(update={"only": ()}))
+    ]
     with artefacts.locked(out):
         run.sweep()
         artefacts.write_json(out / "environment.json", environment())
-        for entry, experiment, cells in planned:
+        for entry, _, cells in planned:
             try:
-                measured.append(Measured(entry, experiment, cells, run.values(cells)))
+                run.values(cells)
             except EmptyWindow as error:
                 say(f"{entry.row} {entry.column}: {MISSING}: {error}")
-        if not measured:
+                continue
+            rows = [_row(name, config, one) for one in _done(run, every)]
+            artefacts.write_json(out / f"{name}.json", rows)
+            if config.results:
+                artefacts.write_json(Path(config.results) / f"{name}.json", rows)
+        if not rows:
             raise InputError(f"{name}: none of its figures can be measured here")
-        rows = [_row(name, config, one) for one in measured]
-        artefacts.write_json(out / f"{name}.json", rows)
+        measured = _done(run, every)
         markdown = [f"# {STUDIES[name].title}", "", *markdown_table(rows), "", *_notes(config)]
         artefacts.write_bytes(out / f"{name}.md", ("\n".join(markdown) + "\n").encode())
         _report(name, config, run, measured)
     return rows
+
+
+def _done(run: Run, every: Iterable[tuple[Entry, Experiment, list[Cell]]]) -> list[Measured]:
+    """The figures of a study whose trials are all there."""
+    return [
+        Measured(entry, experiment, cells, run.values(cells))
+        for entry, experiment, cells in every
+        if all(map(run.done, cells))
+    ]
 
 
 def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
@@ -145,6 +176,7 @@ def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
     return {
         "study": name,
         "scale": config.scale,
+        "score_on": config.score_on,
         "row": entry.row,
         "column": entry.column,
         "published": printed,
@@ -156,6 +188,7 @@ def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
                 "latent_seed": trial.latent_seed,
                 "network_seed": trial.network_seed,
                 "accuracy": trial.accuracy,
+                **({"curve": trial.curve} if STUDIES[name].curves else {}),
             }
             for cell, trial in zip(one.cells, one.trials, strict=True)
         ],
@@ -234,7 +267,8 @@ def _notes(config: StudyConfig) -> list[str]:
 
 def command(name: str, config: StudyConfig) -> str:
     """The command line that computes a study; where to is left to whoever runs it."""
-    elsewhere = {place: getattr(config, place) for place in ("out", "cells", "device", "plan")}
+    places = ("out", "cells", "device", "plan", "results")
+    elsewhere = {place: getattr(config, place) for place in places}
     flags = flags_between(StudyConfig().model_copy(update=elsewhere), config)
     return shlex.join(["itgan", "reproduce", name, *flags])
 

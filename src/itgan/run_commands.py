@@ -152,6 +152,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     if name not in STUDIES:
         raise InputError(f"study {name!r}: choose one of {', '.join(STUDIES)}")
     config = parse(StudyConfig, arguments[1:], f"itgan reproduce {name}", StudyConfig())
+    config = _of_claims(config, name)
     from rich.console import Console
 
     from itgan.reproduction import reproduce, terminal_table
@@ -165,6 +166,20 @@ def reproduce(arguments: Sequence[str]) -> None:
         terminal_table(rows, f"{STUDIES[name].title} ({config.scale} scale)")
     )
     show(f"report: {out / 'report.html'}")
+
+
+def _of_claims(config: "StudyConfig", name: str) -> "StudyConfig":
+    """With what the register's claims about a study need in the place of its file."""
+    if config.claims is None:
+        return config
+    from itgan.claims import read_claims
+
+    claims = [claim for claim in read_claims(Path(config.claims)) if claim.study == name]
+    if not claims:
+        raise InputError(f"claims={config.claims}: has no claim about {name}; leave it out")
+    places = dict.fromkeys(place for claim in claims for place in (claim.first, claim.second))
+    only = tuple(f"{row}={column}" for row, column in places)
+    return config.model_copy(update={"claims": None, "only": (*config.only, *only)})
 
 
 def _plan_study(name: str, config: "StudyConfig", out: Path) -> None:

@@ -141,7 +141,18 @@ class StudyConfig(Config):
     generator100: str | None = Field(None, description="its generator")
     latent_seeds: Seeds | None = Field(None, description="banks; if not given, by the scale")
     network_seeds: Seeds | None = Field(None, description="classifiers on each bank")
-    only: tuple[str, ...] = Field((), description="rows or columns to compute; if not given, all")
+    score_on: Literal["validation", "test"] = Field(
+        "test", description="what scores classifiers: validation images to choose by, or test"
+    )
+    only: tuple[str, ...] = Field(
+        (), description="rows, columns or ROW=COLUMN to compute; if not given, all"
+    )
+    claims: str | None = Field(
+        None, description="compute what the claims of this register are about, and no more"
+    )
+    results: str | None = Field(
+        None, description="directory that keeps the figures for `make results`, too"
+    )
     plan: bool = Field(False, description="print what is to be computed; start nothing")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     out: str | None = Field(None, description="directory; if not given, runs/STUDY-SCALE")

@@ -10,6 +10,11 @@ from itgan.training import Source
 BATCH = 500  # images at a time
 
 
+def soft_label_bytes(num_classes: int) -> int:
+    """By how many bytes a soft label in fp16 is larger than a hard one."""
+    return 2 * num_classes - label_bytes(num_classes)
+
+
 @torch.no_grad()
 def soften(source: Source, teacher: Network) -> PixelSet:
     """The same images, with the teacher's softmax outputs in fp16 for labels.
@@ -37,12 +42,11 @@ def soften(source: Source, teacher: Network) -> PixelSet:
         parts.append(teacher(x.to(next(teacher.parameters()).device)).softmax(1).cpu())
     teacher.train(was_training)
     labels = torch.cat(parts).half()  # n classes
-    each = labels.shape[1] * labels.element_size() - label_bytes(labels.shape[1])
     return PixelSet(
         source.images,
         labels.float(),
         source.name,
         source.variant,
         source.latent_seed,
-        source.nbytes + len(source) * each,
+        source.nbytes + len(source) * soft_label_bytes(labels.shape[1]),
     )

@@ -16,6 +16,7 @@ from itgan.recipes import cifar10_cpu, cifar10_paper, cifar100_paper, digits
 from itgan.run_configs import RunConfig
 
 ScaleName = Literal["paper", "cpu", "smoke"]
+Labels = Literal["hard", "soft"]
 
 METHODS: Mapping[str, Source] = {
     "GAN": "gan-fresh",  # fresh latents in every batch, as the released evaluation has it
@@ -24,6 +25,7 @@ METHODS: Mapping[str, Source] = {
     "DM": "dm",
     "Upper-bound": "real",
 }
+# Rows of a study of our own; with few updates the whole set is no upper bound.
 SOURCES: Mapping[str, Source] = {
     "Random": "random",
     "Random, same bytes": "random-raw",
@@ -35,7 +37,7 @@ SOURCES: Mapping[str, Source] = {
     "Inversion": "inversion",
     "IT-GAN": "itgan",
     "IT-GAN plus": "itgan-plus",
-    "Upper-bound": "real",
+    "Whole set, same updates": "real",
 }
 NETWORKS = {
     "ConvNet": "convnet",
@@ -60,12 +62,13 @@ WINDOWS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure of a table: where it stands, and what is measured."""
+    """One figure of a table: where it stands, and what is measured, with which labels."""
 
     row: str
     column: str
     config: RunConfig
     source: Source
+    labels: Labels = "hard"
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,11 @@ class Scale:
 
     Attributes:
         whole: for each data set, the experiment of Tables 1-3 and of the curves.
+        bound: changes to the evaluation of Table 1's upper bound.
         same_bytes: for each data set, pixel images per class in the bytes of the synthetic set.
         network: what Table 1 and the curves train.
-        across: changes to the evaluation in Tables 2 and 3, which train several networks.
+        across: changes in Tables 2 and 3, which train several networks.
+        curves: changes in Figures 3 and 4.
         few: the ablations that the paper runs at 100 latents per class.
         many: those that it runs at 500.
         shards: latents matched together for the splits 1, 2, 4 and 5 of Table 5.
@@ -84,14 +89,15 @@ class Scale:
         sizes: latents per class of Figure 5, and of the studies of our own.
         main: the experiment of those studies.
         schedules: changes to the evaluation, by name: a short and a long training.
-        points: of the curves of Figures 3 and 4.
         networks: the paper's architectures.
     """
 
     whole: Mapping[str, RunConfig]
+    bound: Mapping[str, Any]
     same_bytes: Mapping[str, int]
     network: str
     across: Mapping[str, Any]
+    curves: Mapping[str, Any]
     few: RunConfig
     many: RunConfig
     shards: tuple[int, int, int, int]
@@ -99,7 +105,6 @@ class Scale:
     sizes: tuple[int, ...]
     main: RunConfig
     schedules: Mapping[str, Mapping[str, Any]]
-    points: int
     networks: Mapping[str, str] = field(default_factory=lambda: NETWORKS)
 
 
@@ -122,9 +127,11 @@ def paper_scale() -> Scale:
     ablation = {"condensation": {"lambda_reg": 0.0}}
     return Scale(
         whole={"CIFAR10": ten, "CIFAR100": hundred},
+        bound={},
         same_bytes={"CIFAR10": 1250, "CIFAR100": 125},
         network="resnet18",
         across={},
+        curves={},
         few=vary(ten, {**ablation, "latents_per_class": 100}),
         many=vary(ten, {**ablation, "latents_per_class": 500}),
         shards=(500, 250, 125, 100),
@@ -132,26 +139,38 @@ def paper_scale() -> Scale:
         sizes=(50, 100, 250, 500, 1000, 1250),
         main=ten,
         schedules={"200 epochs": {}, "600 epochs": {"epochs": 600}},
-        points=200,
     )
 
 
 def cpu_scale() -> Scale:
-    """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator."""
-    base = vary(cifar10_cpu(), {"latent_seeds": (0, 1, 2), "network_seeds": (0, 1)})
+    """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator.
+
+    The main table has six sets with two networks each, ablations six with one: an interval is
+    over sets. Large networks take as many updates as 60 epochs of a set of 500 images have.
+    """
+    base = vary(cifar10_cpu(), {"network_seeds": (0,)})
     return Scale(
-        whole={"CIFAR10": base},
+        whole={"CIFAR10": cifar10_cpu()},
+        bound={"updates": None, "epochs": 10},
         same_bytes={"CIFAR10": 57, "CIFAR100": 14},
         network="convnet",
-        across={"updates": None, "epochs": 60, "compile": False},
+        across={
+            "latent_seeds": (0, 1, 2),
+            "network_seeds": (0,),
+            "evaluation": {"updates": 480, "compile": False},
+        },
+        curves={"network_seeds": (0,), "evaluation": {"curve_points": 5}},
         few=base,
         many=base,
         shards=(50, 25, 13, 10),
-        pool={"networks": 10, "snapshots": 20, "training": {"updates": 1500, "precision": "bf16"}},
+        pool={
+            "networks": 10,
+            "snapshots": 20,
+            "training": {"updates": 1500, "precision": "bf16", "compile": True},
+        },
         sizes=(10, 50, 100),
         main=cifar10_cpu(),
         schedules={"200 updates": {}, "600 updates": {"updates": 600}},
-        points=5,
     )
 
 
@@ -174,9 +193,11 @@ def smoke_scale() -> Scale:
     )
     return Scale(
         whole={"CIFAR10": base, "CIFAR100": base},
+        bound={},
         same_bytes={"CIFAR10": 20, "CIFAR100": 20},
         network="convnet",
         across={},
+        curves={"evaluation": {"curve_points": 2}},
         few=base,
         many=base,
         shards=(5, 3, 2, 1),
@@ -193,7 +214,6 @@ def smoke_scale() -> Scale:
         sizes=(2, 5, 8),
         main=base,
         schedules={"4 updates": {}, "8 updates": {"updates": 8}},
-        points=2,
         networks={**NETWORKS, "VGG19": "vgg19@32"},
     )
 
@@ -226,28 +246,38 @@ class Study:
 
 def _table1(scale: Scale) -> Iterator[Entry]:
     for dataset, config in scale.whole.items():
-        # With the points of the curves, the trials of Figures 3 and 4 are these.
-        evaluation = {"network": scale.network, "curve_points": scale.points}
-        config = vary(config, {"evaluation": evaluation})
-        for method in ("GAN", "Inversion", "IT-GAN", "Upper-bound"):
+        config = vary(config, {"evaluation": {"network": scale.network}})
+        for method in ("GAN", "Inversion", "IT-GAN"):
             yield Entry(dataset, method, config, METHODS[method])
+        yield Entry(dataset, "Upper-bound", vary(config, {"evaluation": scale.bound}), "real")
 
 
 def _table2(scale: Scale) -> Iterator[Entry]:
     for dataset, config in scale.whole.items():
         for network in ("ConvNet", "ResNet18"):
-            trained = {"evaluation": {**scale.across, "network": scale.networks[network]}}
+            trained = vary(
+                vary(config, scale.across), {"evaluation": {"network": scale.networks[network]}}
+            )
             for method in ("DM", "IT-GAN", "Upper-bound"):
                 size = {"latents_per_class": scale.same_bytes[dataset]} if method == "DM" else {}
-                changed = vary(config, {**trained, **size})
+                changed = vary(trained, size)
                 yield Entry(f"{dataset} {network}", method, changed, METHODS[method])
 
 
 def _table3(scale: Scale) -> Iterator[Entry]:
     for dataset, config in scale.whole.items():
-        for title, network in scale.networks.items():
-            changed = vary(config, {"evaluation": {**scale.across, "network": network}})
-            yield Entry(dataset, title, changed, "itgan")
+        yield from _architectures(scale, dataset, config, "itgan")
+
+
+def _architectures(scale: Scale, row: str, config: RunConfig, source: Source) -> Iterator[Entry]:
+    for title, network in scale.networks.items():
+        changed = vary(vary(config, scale.across), {"evaluation": {"network": network}})
+        yield Entry(row, title, changed, source)
+
+
+def _across(scale: Scale) -> Iterator[Entry]:
+    for method in ("Inversion", "IT-GAN"):
+        yield from _architectures(scale, method, scale.whole["CIFAR10"], METHODS[method])
 
 
 def _table4(scale: Scale) -> Iterator[Entry]:
@@ -259,7 +289,12 @@ def _table4(scale: Scale) -> Iterator[Entry]:
 
 def _table5(scale: Scale) -> Iterator[Entry]:
     for split, shard in zip(("whole", "1/2", "1/4", "1/5"), scale.shards, strict=True):
-        change = {"shard_per_class": shard, "lambda_reg": 0, "splitting": "fixed"}
+        whole = shard == scale.many.latents_per_class  # which has one name for its cells
+        change = {
+            "shard_per_class": None if whole else shard,
+            "lambda_reg": 0,
+            "splitting": "fixed",
+        }
         yield Entry("Accuracy", split, vary(scale.many, {"condensation": change}), "itgan")
 
 
@@ -284,17 +319,17 @@ def _table7(scale: Scale) -> Iterator[Entry]:
 
 def _curves(dataset: str, scale: Scale) -> Iterator[Entry]:
     if dataset in scale.whole:
-        evaluation = {"network": scale.network, "curve_points": scale.points}
-        config = vary(scale.whole[dataset], {"evaluation": evaluation})
+        config = vary(scale.whole[dataset], scale.curves)
+        config = vary(config, {"evaluation": {"network": scale.network}})
         for method in ("GAN", "Inversion", "IT-GAN"):
             yield Entry(method, "Accuracy", config, METHODS[method])
 
 
 def _figure5(scale: Scale) -> Iterator[Entry]:
-    for method in ("GAN", "Inversion", "IT-GAN"):
+    for row in ("GAN", "Inversion", "IT-GAN"):
         for size in scale.sizes:
             config = vary(scale.few, {"latents_per_class": size})
-            yield Entry(method, f"{size}", config, METHODS[method])
+            yield Entry(row, f"{size}", config, SOURCES[row])
 
 
 def _figure6(scale: Scale) -> Iterator[Entry]:
@@ -319,12 +354,16 @@ def _rate(scale: Scale) -> Iterator[Entry]:
                 yield Entry(
                     f"{row} {dtype}", f"{size}", vary(config, {"dtypes": (dtype,)}), METHODS[row]
                 )
-        for row in ("Random", "Random, same bytes", "Random, same bytes as JPEG", "DM"):
+        for row in ("Random, same bytes", "Random, same bytes as JPEG"):
+            for dtype in ("fp32", "int8"):
+                name = row.replace("same", f"{dtype}'s")
+                yield Entry(name, f"{size}", vary(config, {"dtypes": (dtype,)}), SOURCES[row])
+        for row in ("Random", "DM"):
             yield Entry(row, f"{size}", config, SOURCES[row])
 
 
 def _plus(scale: Scale) -> Iterator[Entry]:
-    """Each addition alone, all of them, and four int8 latents in the bytes of one in fp32."""
+    """Each addition alone, all of them, four int8 latents in the place of one, and soft labels."""
     plain, most = scale.main.condensation.model_dump(), scale.main.plus.model_dump()
     additions = {
         "several networks": "embeddings_per_step",
@@ -339,11 +378,17 @@ def _plus(scale: Scale) -> Iterator[Entry]:
         for row, field_name in additions.items():
             alone = {"plus": {**plain, field_name: most[field_name]}}
             yield Entry(f"IT-GAN, {row}", schedule, vary(once, alone), "itgan-plus")
+        pool = {"kind": "snapshots", "window": (0.0, 1.0), **scale.pool}
+        trained = vary(once, {"plus": {**plain, "pool": pool}})
+        yield Entry("IT-GAN, trained networks", schedule, trained, "itgan-plus")
         yield Entry("IT-GAN plus", schedule, once, "itgan-plus")
         if size := once.latents_per_class:
             four = vary(once, {"latents_per_class": 4 * size, "dtypes": ("int8",)})
             yield Entry("IT-GAN, four in int8", schedule, four, "itgan")
             yield Entry("IT-GAN plus, four in int8", schedule, four, "itgan-plus")
+        softly = vary(once, {"soft_labels": True})
+        for row in ("Random", "IT-GAN", "IT-GAN plus"):
+            yield Entry(f"{row}, soft labels", schedule, softly, SOURCES[row], "soft")
 
 
 STUDIES: Mapping[str, Study] = {
@@ -363,7 +408,8 @@ STUDIES: Mapping[str, Study] = {
     "fig5": Study("Subsets, by latents per class", _figure5),
     "fig6": Study("Synthetic images", _figure6, pictures=True),
     "sources": Study("What to train on, by latents per class and length of training", _sources),
-    "plus": Study("What each addition to IT-GAN is worth, in the same bytes", _plus),
+    "architectures": Study("Condensed and inverted latents, across architectures", _across),
+    "plus": Study("What each addition to IT-GAN is worth, in no more bytes", _plus),
     "rate": Study("Accuracy and bytes, by latents per class", _rate, by_bytes=True),
 }
 
