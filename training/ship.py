@@ -57,7 +57,10 @@ def main(run: Path, place: Path) -> None:
     log = Path(__file__).parent / place.name
     log.mkdir(exist_ok=True)
     shutil.copy(run / "metrics.jsonl", log / "metrics.jsonl")
-    settings = artefacts.read_json(run / "config.json") | {"dataset": metadata["dataset"]}
+    settings = artefacts.read_json(run / "config.json") | {
+        "dataset": metadata["dataset"],
+        "out": None,
+    }
     artefacts.write_json(log / "config.json", settings)
 
 
