@@ -147,6 +147,7 @@ def cpu_scale() -> Scale:
 
     The main table has six sets with two networks each, ablations six with one: an interval is
     over sets. Large networks take as many updates as 60 epochs of a set of 500 images have.
+    Tables 5 and 6 draw fewer real images, for every shard draws its own.
     """
     base = vary(cifar10_cpu(), {"network_seeds": (0,)})
     return Scale(
@@ -161,12 +162,12 @@ def cpu_scale() -> Scale:
         },
         curves={"network_seeds": (0,), "evaluation": {"curve_points": 5}},
         few=base,
-        many=base,
+        many=vary(base, {"condensation": {"real_per_class": 32}}),
         shards=(50, 25, 13, 10),
         pool={
-            "networks": 10,
+            "networks": 3,
             "snapshots": 20,
-            "training": {"updates": 1500, "precision": "bf16", "compile": True},
+            "training": {"updates": 2000, "precision": "bf16", "compile": True},
         },
         sizes=(10, 50, 100),
         main=cifar10_cpu(),
