@@ -15,6 +15,7 @@ from itgan.pipeline import Experiment
 from itgan.recipes import digits
 from itgan.reproduction import (
     Measured,
+    _beside,
     _charts,
     cells_of,
     command,
@@ -127,6 +128,14 @@ def test_figures_of_several_calls_are_kept_together(place, tmp_path):
         assert {row["score_on"] for row in kept} == {"test"}
     computed = artefacts.read_jsonl(tmp_path / "out" / "metrics.jsonl")
     assert computed == []
+
+
+def test_data_that_were_not_asked_for_are_not_looked_for():
+    places = {"dataset100": "nowhere", "generator100": "nothing"}
+    config = StudyConfig(scale="smoke", only=("CIFAR10=IT-GAN",), **places)
+    beside = [entry for entry, _, _ in _beside("table1", config, entries("table1", config))]
+    columns = ["GAN", "Inversion", "IT-GAN", "Upper-bound"]
+    assert [(entry.row, entry.column) for entry in beside] == [("CIFAR10", c) for c in columns]
 
 
 def test_a_register_chooses_what_its_claims_are_about(tmp_path, capsys):

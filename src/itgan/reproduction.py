@@ -1,8 +1,9 @@
 """Studies computed and printed: measured figures beside the published ones."""
 
+import contextlib
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,7 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
     planned = [(entry, *cells_of(entry)) for entry in entries(name, config)]
     for _, experiment, _ in planned:
         experiment.check()
-    every = [
-        (entry, *cells_of(entry))
-        for entry in entries(name, config.model_copy(update={"only": ()}))
-    ]
+    every = list(_beside(name, config, [entry for entry, _, _ in planned]))
     with artefacts.locked(out):
         run.sweep()
         artefacts.write_json(out / "environment.json", environment())
@@ -158,6 +156,17 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
         artefacts.write_bytes(out / f"{name}.md", ("\n".join(markdown) + "\n").encode())
         _report(name, config, run, measured)
     return rows
+
+
+def _beside(
+    name: str, config: StudyConfig, chosen: Sequence[Entry]
+) -> Iterator[tuple[Entry, Experiment, list[Cell]]]:
+    """All entries of a study that are about the data and generators of the chosen ones."""
+    places = {(entry.config.dataset, entry.config.generator) for entry in chosen}
+    for entry in entries(name, config.model_copy(update={"only": ()})):
+        if (entry.config.dataset, entry.config.generator) in places:
+            with contextlib.suppress(InputError):  # of what was not asked for
+                yield (entry, *cells_of(entry))
 
 
 def _done(run: Run, every: Iterable[tuple[Entry, Experiment, list[Cell]]]) -> list[Measured]:
