@@ -26,8 +26,7 @@ doctest: .venv/.developer
 check: lint types doctest test
 
 results: .venv/.installed
-	$(BIN)/python -m itgan.claims docs/claims.toml results > results.md.part
-	mv results.md.part docs/results.md
+	$(BIN)/python -m itgan.claims docs/claims.toml results docs/results.md
 
 clean:
 	rm -rf .venv build dist

@@ -37,6 +37,12 @@ def figure(*sets, latent_seeds=None, source="itgan", scale="cpu"):
     }
 
 
+def claim(**changes):
+    """A claim that a is more than c in the studies' first table."""
+    base = {"id": "x", "place": "Table 1", "text": "text", "study": "table1", "expect": "more"}
+    return Claim(**{**base, "first": ("a", "b"), "second": ("a", "c"), **changes})
+
+
 def test_a_difference_is_students_over_sets():
     found = difference(figure([0.5, 0.6], [0.4, 0.6]), figure([0.4, 0.5], [0.3, 0.3]))
     # Means of the sets: 10 and 20 points; their standard error is 5; one degree of freedom.
@@ -74,37 +80,18 @@ def test_a_claim_about_the_curve_is_judged_there():
             trial["curve"] = [{"accuracy": 0.1, "training_accuracy": p} for p in points]
         return made
 
-    claim = Claim(
-        id="x",
-        place="Figure 3",
-        text="text",
-        study="fig3",
-        first=("a", "b"),
-        second=("c", "b"),
-        expect="more",
-        quantity="training_accuracy",
-        point=1,
-    )
+    made = claim(study="fig3", second=("c", "b"), quantity="training_accuracy", point=1)
     kept = {("fig3", "a", "b"): curved(0.5, 0.6), ("fig3", "c", "b"): curved(0.4, 0.49)}
-    found, said = judge(claim, kept)
+    found, said = judge(made, kept)
     assert (found.mean, said) == (pytest.approx(10.5), "holds")
 
 
 def test_a_claim_about_a_scale_is_judged_at_no_other():
-    claim = Claim(
-        id="x",
-        place="Table 1",
-        text="text",
-        study="table1",
-        first=("a", "b"),
-        second=("a", "c"),
-        expect="more",
-        scale="paper",
-    )
+    made = claim(scale="paper")
     for scale, said in (("cpu", "not measured"), ("paper", "holds")):
         places = {"b": [[0.5], [0.6]], "c": [[0.4], [0.5]]}
         kept = {("table1", "a", c): figure(*sets, scale=scale) for c, sets in places.items()}
-        assert judge(claim, kept)[1] == said
+        assert judge(made, kept)[1] == said
 
 
 @pytest.mark.parametrize(
@@ -141,19 +128,11 @@ def test_the_register_names_figures_that_the_studies_have(monkeypatch):
 
 
 def test_what_is_not_kept_is_not_measured():
-    claim = Claim(
-        id="x",
-        place="Table 1",
-        text="text",
-        study="table1",
-        first=("a", "b"),
-        second=("a", "c"),
-        expect="more",
-    )
+    made = claim()
     kept = {("table1", "a", "b"): figure([0.5], [0.6])}
-    assert judge(claim, kept) == (None, "not measured")
+    assert judge(made, kept) == (None, "not measured")
     kept["table1", "a", "c"] = figure([0.4], [0.5])
-    found, said = judge(claim, kept)
+    found, said = judge(made, kept)
     assert (found.low, said) == (pytest.approx(10), "holds")
 
 

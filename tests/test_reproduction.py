@@ -147,6 +147,9 @@ def test_a_register_chooses_what_its_claims_are_about(tmp_path, capsys):
     config = StudyConfig(scale="smoke", claims=f"{register}")
     chosen = entries("table5", _of_claims(config, "table5"))
     assert [entry.column for entry in chosen] == ["whole", "1/5"]
+    # Of the register that is kept, what has a figure at this scale.
+    own = StudyConfig(claims=str(Path(__file__).parents[1] / "docs" / "claims.toml"))
+    assert {row.split("=")[0] for row in _of_claims(own, "table1").only} == {"CIFAR10"}
     flags = ("--scale", "smoke", "--claims", f"{register}", "--out", f"{tmp_path}/out")
     assert main(["reproduce", "table6", *flags]) == 2
     assert "has no claim about table6" in capsys.readouterr().err
@@ -168,6 +171,8 @@ def test_validation_images_score_where_some_are_held_out():
     assert one.config.score_on == "validation"
     with pytest.raises(InputError, match="nothing is held out at smoke scale"):
         entries("table5", StudyConfig(scale="smoke", score_on="validation"))
+    with pytest.raises(ValueError, match="results: are on test images"):
+        StudyConfig(score_on="validation", results="results")
 
 
 def test_a_page_is_written(place):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from itgan import artefacts
 from itgan.configs import Config
 from itgan.errors import InputError
 from itgan.reproduction import markdown_table
@@ -244,8 +245,9 @@ def _differences(study: str, figures: Figures) -> list[str]:
 if __name__ == "__main__":
     import sys
 
-    register, kept = map(Path, sys.argv[1:])
+    register, kept, page = map(Path, sys.argv[1:])
     try:
-        sys.stdout.write(results_page(read_claims(register), read_figures(kept)))
+        text = results_page(read_claims(register), read_figures(kept))
     except InputError as error:
         sys.exit(f"itgan: {error}")
+    artefacts.write_bytes(page, text.encode())

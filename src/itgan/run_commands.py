@@ -173,11 +173,22 @@ def _of_claims(config: "StudyConfig", name: str) -> "StudyConfig":
     if config.claims is None:
         return config
     from itgan.claims import read_claims
+    from itgan.reproduction import entries
 
-    claims = [claim for claim in read_claims(Path(config.claims)) if claim.study == name]
-    if not claims:
-        raise InputError(f"claims={config.claims}: has no claim about {name}; leave it out")
-    places = dict.fromkeys(place for claim in claims for place in (claim.first, claim.second))
+    every = config.model_copy(update={"only": ()})
+    there = {(entry.row, entry.column) for entry in entries(name, every)}
+    places = dict.fromkeys(
+        place
+        for claim in read_claims(Path(config.claims))
+        if claim.study == name and claim.scale in (None, config.scale)
+        for place in (claim.first, claim.second)
+        if {claim.first, claim.second} <= there
+    )
+    if not places:
+        raise InputError(
+            f"claims={config.claims}: has no claim about {name} at {config.scale} scale; leave "
+            "it out"
+        )
     only = tuple(f"{row}={column}" for row, column in places)
     return config.model_copy(update={"claims": None, "only": (*config.only, *only)})
 

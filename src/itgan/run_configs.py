@@ -162,3 +162,9 @@ class StudyConfig(Config):
     def _seeds_differ(self) -> "StudyConfig":
         refuse_repeats(self, "latent_seeds", "network_seeds")
         return self
+
+    @model_validator(mode="after")
+    def _results_are_on_test(self) -> "StudyConfig":
+        if self.results and self.score_on != "test":
+            raise ValueError("results: are on test images; leave score_on out, or results")
+        return self
