@@ -6,12 +6,16 @@ means over --seeds banks, of classifiers trained alike, on validation images. Wh
 seconds of condensation, how much sooner that is, and the paired difference of the accuracies with
 its interval over banks.
 
-Every part is kept in --out, so that a measurement that was stopped goes on; the parts alternate.
-Only the condensation is timed. With --banks it is all that is done: the classifiers can then be
-trained by a second call, while other work runs.
+How many steps are enough is the fewest whose mean difference is not below zero.
+
+Every part is kept in --out, in a folder for each setting, so that a measurement that was stopped
+goes on; the parts alternate. Only the condensation is timed, after a first step that compiles and
+whose seconds are printed. With --banks it is all that is done: the classifiers can then be trained
+by a second call, while other work runs.
 """
 
 import functools
+import hashlib
 import json
 import statistics
 from collections.abc import Callable
@@ -19,7 +23,7 @@ from pathlib import Path
 
 import reference
 import torch
-from common import data_options, load_biggan, machine, median, paired, parser, seconds
+from common import data_options, load_biggan, machine, median, paired, parser, ratio, seconds
 
 from itgan import SyntheticSet, evaluate, load_dataset
 from itgan.condensation import condense
@@ -46,6 +50,7 @@ def main() -> None:
     options.add_argument("--average", type=float, default=0.0, help="of ours, share of the steps")
     options.add_argument("--schedule", default="constant", help="of ours: constant or cosine")
     options.add_argument("--precision", default="bf16", help="of ours")
+    options.add_argument("--fp32-share", type=float, default=0.0, help="of ours, the last steps")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--networks", type=int, nargs="+", default=[0, 1])
     options.add_argument("--updates", type=int, default=200, help="of each classifier")
@@ -63,14 +68,20 @@ def main() -> None:
     quick = {"compile": True, "augmentation": args.augmentation}
     training = {"updates": args.updates, "batch_size": args.batch_size}
     scoring = EvaluationConfig(precision="bf16", **training, **quick)
-    args.out.mkdir(parents=True, exist_ok=True)
+    shared = ("dataset", "generator", "validation", "latents", "real", "steps", "learning_rate")
+    shared += ("inversion_steps", "augmentation")
+    settings = {name: getattr(args, name) for name in shared}
+    out = args.out / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "settings.json").write_text(json.dumps(settings, indent=1))
 
     @functools.cache
     def extractor() -> Network:
-        return train_extractor(data.train, scoring, 0, generator.device)
+        short = EvaluationConfig(updates=200, batch_size=64, precision="bf16", **quick)
+        return train_extractor(data.train, short, 0, generator.device)
 
     def start(seed: int) -> LatentBank:
-        path = args.out / f"start-{seed}.safetensors"
+        path = out / f"start-{seed}.safetensors"
         if not path.exists():
             train = data.train
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
@@ -82,7 +93,7 @@ def main() -> None:
 
     def timed(name: str, seed: int, make: Callable[[], LatentBank]) -> float:
         """The seconds that a bank takes; it is kept."""
-        path, note = args.out / f"{name}-{seed}.safetensors", args.out / f"{name}-{seed}.json"
+        path, note = out / f"{name}-{seed}.safetensors", out / f"{name}-{seed}.json"
         if not note.exists():
             taken = seconds(lambda: make().save(path))
             note.write_text(json.dumps(taken))
@@ -90,9 +101,10 @@ def main() -> None:
 
     def accuracy(name: str, seed: int, network: int) -> float:
         """In percent, of one classifier trained on a bank."""
-        note = args.out / f"{name}-{seed}-{network}.json"
+        trained = f"{args.updates}x{args.batch_size}"
+        note = out / f"{name}-{seed}-trained-{trained}-{network}.json"
         if not note.exists():
-            bank = LatentBank.load(args.out / f"{name}-{seed}.safetensors")
+            bank = LatentBank.load(out / f"{name}-{seed}.safetensors")
             synthetic = SyntheticSet(generator, bank)
             (trial,) = evaluate(synthetic, data.validation, scoring, [network])
             note.write_text(json.dumps(100 * trial.accuracy))
@@ -137,15 +149,18 @@ def main() -> None:
             average=args.average,
             schedule=args.schedule,
             precision=args.precision,
+            fp32_share=args.fp32_share,
             micro_batch=40,
             kept_graphs=16,
             **quick,
         )
         return condense(generator, start(seed), data.train, config, seed)
 
-    ours(1, args.seeds[0])  # compiles
+    first = seconds(lambda: ours(1, args.seeds[0]))
+    print(f"our first step, which compiles: {first:.1f} s", flush=True)
     rate = args.our_rate or args.learning_rate
     chosen = (args.precision, args.schedule, f"{rate:g}", args.embeddings, f"{args.average:g}")
+    chosen += (f"{args.fp32_share:g}",) if args.fp32_share else ()
     label = "-".join(["ours", *map(str, chosen)])
     names = {"reference": args.steps, **{f"{label}-{steps}": steps for steps in args.ours}}
     taken: dict[str, list[float]] = {name: [] for name in names}
@@ -162,13 +177,13 @@ def main() -> None:
         name: [statistics.fmean(accuracy(name, s, n) for n in args.networks) for s in args.seeds]
         for name in names
     }
-    goal, reference_seconds = found["reference"], median(taken["reference"])
+    goal = found["reference"]
     for name, steps in names.items():
         differences = [a - b for a, b in zip(found[name], goal, strict=True)]
-        own = median(taken[name])
         print(
-            f"{name:<28} {steps:>4} steps {own:>6.0f} s, {reference_seconds / own:>5.1f} times "
-            f"sooner, {statistics.fmean(found[name]):.2f} %, difference {paired(differences)}"
+            f"{name:<28} {steps:>4} steps {median(taken[name]):>6.0f} s, "
+            f"{ratio(taken, 'reference', name)} times sooner, "
+            f"{statistics.fmean(found[name]):.2f} %, difference {paired(differences)}"
         )
 
 

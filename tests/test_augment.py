@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from itgan.augment import (
+    _GROUPS,
     STRATEGY,
     Augmentation,
     Blocks,
@@ -302,6 +303,25 @@ def test_blocks_equal_separate_calls():
     y = siamese(x, Blocks(tuple(zip(draws, (4, 3, 2), strict=True))))
     parts = [siamese(part, draw) for part, draw in zip(x.split((4, 3, 2)), draws, strict=True)]
     assert torch.equal(y, torch.cat(parts))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_blocks_of_one_operation_go_through_it_together(group, monkeypatch):
+    x, sizes = images(10, 3, 8, 8), (3, 1, 2, 4)
+    draws = [draw_augmentation(seeded(k), group) for k in range(3)]
+    draws.insert(2, draw_augmentation(seeded(9), "flip" if group == "color" else "color"))
+    expected = [siamese(part, draw) for part, draw in zip(x.split(sizes), draws, strict=True)]
+    calls = []
+    for name, (numbers, work) in _GROUPS.items():
+
+        def counted(x, uniforms, name=name, work=work):
+            calls.append(name)
+            return work(x, uniforms)
+
+        monkeypatch.setitem(_GROUPS, name, (numbers, counted))
+    y = siamese(x, Blocks(tuple(zip(draws, sizes, strict=True))))
+    torch.testing.assert_close(y, torch.cat(expected), rtol=1e-9, atol=1e-12)
+    assert sorted(calls) == sorted({draw.group for draw in draws})
 
 
 def test_wrong_numbers_of_images_are_refused():

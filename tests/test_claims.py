@@ -146,6 +146,8 @@ def test_a_page_has_every_claim_and_every_kept_study():
         "mean": 50.0,
         "std": 1.0,
         "n": 4,
+        "sets": 2,
+        "updates": 200,
     }
     figures = {("table5", "Accuracy", "whole"): {**row, **figure([0.5])}}
     at = "50, 200 updates"
@@ -160,6 +162,28 @@ def test_a_page_has_every_claim_and_every_kept_study():
     assert f"## table5: {STUDIES['table5'].title}" in page
     assert "## table6" not in page
     assert "| 50.0 ± 1.0 |" in page
+    assert page.count("Sets x networks: 2 x 2, 200 updates.") == 2
+
+
+def test_a_page_says_where_the_generator_pays_off_and_what_was_trained_longer():
+    row = {"study": "rate", "scale": "cpu", "mean": 50.0, "std": 1.0, "n": 2, "sets": 2}
+    figures = {}
+    for size, better in (("10", True), ("50", False), ("100", True)):
+        own = [0.5 + 0.1 * better], [0.6 + 0.1 * better]
+        for name, accuracies in (("IT-GAN int8", own), ("Random, int8's bytes", ([0.5], [0.61]))):
+            place = {"row": name, "column": size, "bytes": 1_000_000, "classes": 10}
+            updates = 600 if size == "10" and name == "IT-GAN int8" else 200
+            made = {**row, **place, "updates": updates, **figure(*accuracies)}
+            figures["rate", name, size] = made
+    page = results_page([], figures)
+    pair = "- IT-GAN int8 - Random, int8's bytes"
+    assert f"{pair}: from 100 latents per class on, of 10, 50, 100" in page
+    assert "2 x 1, 200 updates; 2 x 1, 600 updates (IT-GAN int8 10)." in page
+    assert "| kbit a class | 800 | 800 | 800 |" in page
+    del figures["rate", "IT-GAN int8", "100"]
+    page = results_page([], figures, "About.")
+    assert f"{pair}: not at the largest size, 50 latents per class" in page
+    assert "\n\nAbout.\n\n" in page
 
 
 def test_figures_are_of_one_scale_that_measures_something(tmp_path):

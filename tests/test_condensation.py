@@ -11,9 +11,10 @@ from torch import nn
 import itgan.condensation
 from itgan import matching
 from itgan.artefacts import Checkpoint
-from itgan.augment import draw_augmentation
+from itgan.augment import STRATEGY, draw_augmentation
 from itgan.condensation import condense
 from itgan.configs import CondensationConfig, InversionConfig
+from itgan.drawing import Partners, draw_embeddings, draw_real, real_statistics
 from itgan.errors import InputError
 from itgan.latents import LatentAdam, LatentBank, sample_latents
 from itgan.networks import Network, build_network
@@ -134,7 +135,7 @@ def latent_gradient(problem, latents):
         assert gradient[positions].isnan().all()  # each latent once
         gradient[positions] = part
 
-    return gradient, *descend(problem, latents.__getitem__, keep)
+    return gradient, *map(float, descend(problem, latents.__getitem__, keep))
 
 
 def eq11(case, real, z):
@@ -388,6 +389,32 @@ def test_equal_sets_have_no_loss_and_no_gradient(images, lambda_reg):
     assert l_con < 1e-25 * other_l_con
     assert regulariser == 0
     assert float(gradient.norm()) < 1e-12 * float(elsewhere.norm())
+
+
+@pytest.mark.parametrize("kind", ["distribution", "gradient"])
+@pytest.mark.parametrize("group", STRATEGY.split("_"))
+def test_a_step_does_not_wait_for_the_device(images, kind, group):
+    meta = torch.device("meta")  # to read a number from there is an error
+    with pytest.raises(RuntimeError):
+        float(torch.zeros((), device=meta))
+    toy = Toy()
+    toy.weight, toy.bias = toy.weight.to(meta), toy.bias.to(meta)
+    config = changed(matching=kind, augmentation=group, embeddings_per_step=2)
+    match = matching.DISCREPANCIES[kind]()
+    members = {c: images.class_indices(c) for c in images.labels.unique().tolist()}
+    labels = images.labels.sort().values
+    draws = list(draw_embeddings(Fresh(), labels, config, 0, (0, 0), match, meta))
+    batch = draw_real(images, members, labels, config, 0, 0, 0)
+    means = real_statistics(batch, draws, 7, "fp32", match, compiled=False)
+    partners = Partners(images, images.labels.argsort(stable=True), meta)
+    adam = LatentAdam(torch.zeros(len(labels), 6, device=meta), 0.1, decay_steps=9)
+    rows = torch.arange(len(labels), device=meta)
+    found = descend(
+        Problem(toy, labels, draws, means, partners, 0.1, 7, "fp32", match),
+        lambda chunk: adam.latents[rows[chunk]],
+        lambda chunk, gradient: adam.step(rows[chunk], gradient),
+    )
+    assert all(value.device == meta for value in found)
 
 
 # One step and the whole loop, in closed form
@@ -858,15 +885,15 @@ def test_an_unknown_network_is_refused_by_name(generator, bank, images):
 
 
 def test_the_micro_batch_is_the_smallest_of_the_fastest(digits, monkeypatch):
-    """Seconds by size: 5: 1, 10: 1.5, 20: 2.9 (within 3 % of 10's speed x 2), 40: 8 (slower)."""
+    """Seconds of 50 latents by size: 20 is no 3 % faster than 10, and 40 slower than both."""
     few = digits.train.select(range(50))
-    taken = {5: 1.0, 10: 1.5, 20: 2.95, 40: 8.0, 50: 1.0}
+    taken = {5: 10.0, 10: 7.5, 20: 7.4, 40: 10.0, 50: 1.0}
     now, sizes = [0.0], []
 
     def instead(generator, bank, real, config, *_, **__):
-        sizes.append(len(bank))
-        assert config.micro_batch == len(bank)
-        now[0] += taken[len(bank)]
+        sizes.append(config.micro_batch)
+        assert len(bank) == 50  # as many for every size
+        now[0] += taken[config.micro_batch]
 
     fastest = itgan.condensation.fastest_micro_batch
     monkeypatch.setattr(itgan.condensation, "condense", instead)

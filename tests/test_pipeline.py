@@ -529,6 +529,24 @@ def test_condensation_from_random_latents_needs_no_inversion(experiment, tmp_pat
     assert experiment().condensed(0).name != made.condensed(0).name
 
 
+def test_banks_of_fewer_dimensions_are_smaller_sets(experiment, tmp_path):
+    whole = experiment()
+    made = experiment(latent_dim=3, sources=("gan", "itgan"), condensation={"steps": 1})
+    run = Run(tmp_path)
+    compute(made, run)
+    publish(made, run)
+    assert run.value(made.condensed(0)).latents.shape[1] == 3
+    stored = SyntheticSet.load(tmp_path / "sets" / "itgan-0.itgan.safetensors")
+    assert stored.generator.latent_shape == (3,)
+    fewer = whole.generator.latent_shape[0] - 3
+    linear = whole.generator.tensors()["linear.weight"].shape[0]
+    less = 4 * fewer * (linear + len(stored))
+    assert made.synthetic_bytes() == whole.synthetic_bytes() - less
+    assert not names(made.trials()).items() & names(whole.trials()).items() - {
+        ("extractor", whole.extractor().name)
+    }
+
+
 def test_an_encoder_is_a_cell_that_all_inversions_share(experiment, tmp_path):
     made, run = experiment(inversion=ENCODER, latent_seeds=(0, 1)), Run(tmp_path)
     compute(made, run, "invert")

@@ -58,7 +58,7 @@ def test_a_gradient_is_that_of_the_batch_of_all_classes(reference, model, group)
         reference.class_gradient(state, z[labels == c], c, real[c], network, draws[c])
         for c in range(3)
     ]
-    assert value == pytest.approx(sum(loss for _, loss in parts), rel=1e-5)
+    assert float(value) == pytest.approx(sum(loss for _, loss in parts), rel=1e-5)
     plain = torch.cat([gradient for gradient, _ in parts])
     # Rounding may send a value near zero to the other side of a ReLU.
     assert float((fast - plain).norm() / plain.norm()) < 1e-2

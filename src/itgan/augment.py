@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from itgan.devices import send
 from itgan.errors import InputError
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
@@ -123,17 +124,44 @@ def siamese(
     if augmentation is None:
         return x
     if isinstance(augmentation, Blocks):
-        sizes = [size for _, size in augmentation.parts]
-        if sum(sizes) != len(x):
-            raise ValueError(f"blocks of {sum(sizes)} images applied to a batch of {len(x)}")
-        parts = zip(x.split(sizes), augmentation.parts, strict=True)
-        return torch.cat([siamese(block, draw) for block, (draw, _) in parts])
-    rows = len(augmentation.uniforms)
-    if rows not in (1, len(x)):
-        raise ValueError(f"augmentation drawn for {rows} images applied to a batch of {len(x)}")
+        return _blockwise(x, augmentation)
+    _rows(augmentation, len(x))
     # Interpolation and factors in at least fp32: bf16 would place pixels wrongly.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return _GROUPS[augmentation.group][1](wide, augmentation.uniforms).to(x.dtype)
+
+
+def _rows(augmentation: Augmentation | None, n: int) -> Float[Tensor, "n k"]:
+    """The uniform numbers of each of n images."""
+    assert augmentation is not None
+    rows = len(augmentation.uniforms)
+    if rows not in (1, n):
+        raise ValueError(f"augmentation drawn for {rows} images applied to a batch of {n}")
+    return augmentation.uniforms.expand(n, -1)
+
+
+def _blockwise(x: Float[Tensor, "n c h w"], augmentation: Blocks) -> Float[Tensor, "n c h w"]:
+    """Each block by its draw; blocks of one operation go through it together."""
+    sizes = [size for _, size in augmentation.parts]
+    if sum(sizes) != len(x):
+        raise ValueError(f"blocks of {sum(sizes)} images applied to a batch of {len(x)}")
+    blocks, draws = list(x.split(sizes)), [draw for draw, _ in augmentation.parts]
+    alike: dict[str, list[int]] = {}
+    for k, draw in enumerate(draws):
+        if draw is not None:
+            alike.setdefault(draw.group, []).append(k)
+    if not alike:
+        return x
+    for group, members in alike.items():
+        if len(members) == 1:
+            blocks[members[0]] = siamese(blocks[members[0]], draws[members[0]])
+            continue
+        own = [_rows(draws[k], sizes[k]) for k in members]
+        together = Augmentation(group, torch.cat(own))
+        made = siamese(torch.cat([blocks[k] for k in members]), together)
+        for k, block in zip(members, made.split([sizes[k] for k in members]), strict=True):
+            blocks[k] = block
+    return torch.cat(blocks)
 
 
 def _integers(uniforms: Tensor, count: int) -> Int[Tensor, "..."]:
@@ -142,7 +170,12 @@ def _integers(uniforms: Tensor, count: int) -> Int[Tensor, "..."]:
 
 
 def _factor(x: Tensor, uniforms: Tensor, column: int) -> Tensor:
-    return uniforms[:, column].to(x).view(-1, 1, 1, 1)
+    return _like(x, uniforms[:, column]).view(-1, 1, 1, 1)
+
+
+def _like(x: Tensor, numbers: Tensor) -> Tensor:
+    """Numbers of the host in the type of x, on its device."""
+    return send(numbers.to(x.dtype), x.device)
 
 
 # Writing a factor f about a mean m as x + (f - 1)(x - m) makes f = 1 exactly the identity.
@@ -161,8 +194,8 @@ def _crop(x: Tensor, uniforms: Tensor) -> Tensor:
         s, t = int(down), int(right)
         return F.pad(x, (-t, t, -s, s))
     padded = F.pad(x, (most[1], most[1], most[0], most[0]))
-    rows = (torch.arange(h) + most[0] + down[:, None]).to(x.device)  # n h
-    columns = (torch.arange(w) + most[1] + right[:, None]).to(x.device)  # n w
+    rows = send(torch.arange(h) + most[0] + down[:, None], x.device)  # n h
+    columns = send(torch.arange(w) + most[1] + right[:, None], x.device)  # n w
     padded = padded.gather(2, rows[:, None, :, None].expand(n, c, h, padded.shape[3]))
     return padded.gather(3, columns[:, None, None, :].expand(n, c, h, w))
 
@@ -175,7 +208,7 @@ def _cutout(x: Tensor, uniforms: Tensor) -> Tensor:
         offset = torch.arange(size) - (centre - side // 2)[:, None]
         inside.append((offset >= 0) & (offset < side))
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # rows 1 h w
-    return x.masked_fill(hole.to(x.device), 0)
+    return x.masked_fill(send(hole, x.device), 0)
 
 
 def _flip(x: Tensor, uniforms: Tensor) -> Tensor:
@@ -185,13 +218,13 @@ def _flip(x: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _scale(x: Tensor, uniforms: Tensor) -> Tensor:
-    factors = 1 / SCALE_LIMIT + uniforms.to(x) * (SCALE_LIMIT - 1 / SCALE_LIMIT)
+    factors = 1 / SCALE_LIMIT + _like(x, uniforms) * (SCALE_LIMIT - 1 / SCALE_LIMIT)
     return _resample(x, torch.diag_embed(factors))
 
 
 def _rotate(x: Tensor, uniforms: Tensor) -> Tensor:
     # In the normalised grid, as published: on images that are not square it also shears a little.
-    angle = (2 * uniforms[:, 0].to(x) - 1) * ROTATE_LIMIT
+    angle = (2 * _like(x, uniforms[:, 0]) - 1) * ROTATE_LIMIT
     cos, sin = angle.cos(), angle.sin()
     return _resample(x, torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2))
 
@@ -202,7 +235,8 @@ def _resample(x: Tensor, matrix: Float[Tensor, "rows 2 2"]) -> Tensor:
     grid = F.affine_grid(theta, [len(theta), *x.shape[1:]], align_corners=False)
     moved = F.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=False)
     # The grid's rounding would blur an identity in the last digits.
-    identity = (matrix == torch.eye(2).to(matrix)).all(2).all(1)
+    same = torch.eye(2, dtype=matrix.dtype, device=matrix.device)
+    identity = (matrix == same).all(2).all(1)
     return torch.where(identity.view(-1, 1, 1, 1), x, moved)
 
 

@@ -21,6 +21,7 @@ from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.configs import CondensationConfig, PoolConfig
 from itgan.data import ImageSet
+from itgan.devices import send
 from itgan.drawing import (
     Partners,
     draw_embeddings,
@@ -49,6 +50,7 @@ from itgan.progress import say, track
 from itgan.randomness import ambient, derive_seed
 from itgan.two_pass import Problem, descend
 
+PROBE = 160  # latents at least that a micro-batch is measured with
 AVERAGE = "average."  # before the names of means in a snapshot
 MICRO_BATCHES = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)  # that are tried
 
@@ -126,14 +128,15 @@ def condense(
     tables = bank.tables if gains is None else gains.tables
     mean = _Mean(config.steps - round(config.average * config.steps))
     names = ("loss", "matching", "regulariser", "norm")
-    curves = torch.zeros(len(names), config.steps, dtype=torch.float64)
+    dtype = bank.latents.dtype
+    curves = torch.zeros(len(names), config.steps, dtype=dtype, device=device)
     begun, micro_batch = 0, config.micro_batch
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         optimiser.restore(found[0])
         if gains is not None:
             gains.restore(found[0])
         mean.restore(found[0], device)
-        curves, begun = found[0]["curves"], found[1]["step"]
+        curves, begun = found[0]["curves"].to(device), found[1]["step"]
         micro_batch = int(found[0]["micro_batch"])
     if micro_batch == "auto":
         micro_batch = fastest_micro_batch(generator, real, config)
@@ -154,7 +157,7 @@ def condense(
             with ambient(device, seed, "ambient", *at):
                 problem = Problem(
                     used if gains is None else gains.generator,
-                    labels.to(device),
+                    labels,
                     draws,
                     real_statistics(batch, draws, micro_batch, precision, discrepancy, compiled),
                     None if partners is None else Partners(real, partners[rows], device),
@@ -166,11 +169,11 @@ def condense(
                     compiled,
                     [] if gains is None else list(gains.tables.values()),
                 )
-                l_con, r = _descend(problem, optimiser, rows.to(device))
+                l_con, r = _descend(problem, optimiser, send(rows, device))
             loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
-            curves[:3, step] += torch.tensor([loss, l_con, r], dtype=torch.float64)
+            curves[:3, step] += torch.stack([loss, l_con, r])
         if gains is not None:
-            gains.step(torch.tensor(list(members), device=device))
+            gains.step(send(torch.tensor(list(members)), device))
         mean.take(step, {"latents": optimiser.latents, **_prefixed(TABLES, tables)})
         curves[:3, step] /= len({where[0] for where, _ in dealt})
         curves[3, step] = optimiser.latents.flatten(1).norm(dim=1).mean()
@@ -220,7 +223,8 @@ def fastest_micro_batch(
     sizes = sorted({min(size, len(real)) for size in MICRO_BATCHES})
     speeds: dict[int, float] = {}
     for size in sizes:
-        bank = sample_latents(generator, real.select(range(size)))
+        count = min(max(size, PROBE), len(real))  # what is done once a step weighs alike for all
+        bank = sample_latents(generator, real.select(range(count)))
         once = config.model_copy(update={**alone, "micro_batch": size})
         try:
             condense(generator, bank, real, once)  # compiles
@@ -231,7 +235,7 @@ def fastest_micro_batch(
                 taken.append(clock() - begun)
         except torch.OutOfMemoryError:
             break
-        speeds[size] = size / min(taken)
+        speeds[size] = count / min(taken)
         if speeds[size] < 0.9 * max(speeds.values()):
             break
     chosen = min(s for s, speed in speeds.items() if speed >= 0.97 * max(speeds.values()))
@@ -270,7 +274,7 @@ def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _descend(
     problem: Problem, optimiser: LatentAdam | LatentSGD, rows: Int[Tensor, " n"]
-) -> tuple[float, float]:
+) -> tuple[Tensor, Tensor]:
     """One step of the latents at these rows of the bank; the values of L_con and R before it."""
     return descend(
         problem,

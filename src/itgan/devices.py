@@ -2,10 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from itgan.errors import InputError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -36,9 +40,24 @@ def resolve_precision(device: torch.device, precision: str) -> str:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring a tensor of the host to a device; to an NVIDIA GPU without waiting for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send_module(module: Module, device: torch.device) -> Module:
+    """The same for all weights and buffers, in place."""
+    return module._apply(lambda tensor: send(tensor, device))
+
+
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Run in bf16 where ``precision``, resolved, says so."""
+    """Run in bf16 where ``precision``, resolved, says so, and the device knows how."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
     bf16 = resolve_precision(device, precision) == "bf16"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         yield

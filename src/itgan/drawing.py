@@ -13,7 +13,7 @@ from torch import Tensor
 from itgan.augment import draw_augmentation
 from itgan.configs import CondensationConfig
 from itgan.data import ImageSet
-from itgan.devices import autocast
+from itgan.devices import autocast, send, send_module
 from itgan.embedding import Pool
 from itgan.errors import InputError
 from itgan.latents import LatentBank, deal
@@ -31,9 +31,9 @@ class Partners:
     positions: Int[Tensor, " n"]
     device: torch.device
 
-    def __getitem__(self, positions: Tensor) -> Tensor:
+    def __getitem__(self, positions: slice) -> Tensor:
         """Those of some of the shard's latents."""
-        return self.real.floats(self.positions[positions.cpu()]).to(self.device)
+        return send(self.real.floats(self.positions[positions]), self.device)
 
 
 def draw_shards(
@@ -65,7 +65,7 @@ def draw_embeddings(
     """Psi, and omega for each class, as often as the config asks for."""
     shard, step = where[0], where[-1]
     for e in range(config.embeddings_per_step):
-        network = pool.draw(derive(seed, "network", *where, e)).to(device)
+        network = send_module(pool.draw(derive(seed, "network", *where, e)), device)
         discrepancy.prepare(network)
         augmentations = {
             c: draw_augmentation(
@@ -104,12 +104,15 @@ def real_statistics(
 ) -> list[Tensor]:
     """For each draw the statistics of the classes in a batch of real images."""
     device = next(draws[0].network.parameters()).device
-    weights = mean_weights(batch.labels).to(device)
+    shares = mean_weights(batch.labels)
+    weights = send(shares, device)
     # A batch norm must see every class at once.
     whole = any(couples_images(d.network) for d in draws)
     totals = [torch.zeros((), device=device)] * len(draws)
     for chunk in torch.arange(len(batch)).split(len(batch) if whole else micro_batch):
-        images, labels = batch.floats(chunk).to(device), batch.labels[chunk]
+        images, labels = send(batch.floats(chunk), device), batch.labels[chunk]
+        here = slice(int(chunk[0]), int(chunk[-1]) + 1)
+        on_device, present = send(labels, device), shares[:, here].any(1).tolist()
         for i, draw in enumerate(draws):
             with (
                 autocast(device, precision),
@@ -119,8 +122,9 @@ def real_statistics(
             part = discrepancy.statistic(
                 draw.network,
                 features,
-                labels.to(device),
-                weights[:, chunk.to(device)],
+                on_device,
+                weights[:, here],
+                present,
                 differentiable=False,
             )
             totals[i] = totals[i] + part.detach()

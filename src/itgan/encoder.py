@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
+from itgan.compilation import generate
 from itgan.devices import autocast
 from itgan.errors import InputError
 from itgan.networks import build_network
@@ -174,7 +175,7 @@ class _Trainer:
         labels = torch.randint(generator.num_classes, (count,), generator=rng).to(device)
         with autocast(device, self.objective.config.precision):
             with torch.no_grad():
-                images = generator(z, labels)
+                images = generate(generator, z, labels, compiled=self.objective.config.compile)
             found = self.encoder(images, labels)
         return (found.float() - z).square().mean()
 

@@ -81,10 +81,14 @@ class Discrepancy(Protocol):
         features: Float[Tensor, "n d"],
         labels: Int[Tensor, " n"],
         weights: Float[Tensor, "classes n"],
+        present: Sequence[bool],
         *,
         differentiable: bool,
     ) -> Float[Tensor, "classes s"]:
-        """Weighted sums over images, one row for each class: with weights 1/n_c a mean."""
+        """Weighted sums over images, one row for each class: with weights 1/n_c a mean.
+
+        ``present`` says of each class whether any of its weights is not zero.
+        """
         ...
 
     def distance(
@@ -109,6 +113,7 @@ class DistributionMatching:
         features: Float[Tensor, "n d"],
         labels: Int[Tensor, " n"],
         weights: Float[Tensor, "classes n"],
+        present: Sequence[bool],
         *,
         differentiable: bool,
     ) -> Float[Tensor, "classes d"]:
@@ -137,6 +142,7 @@ class GradientMatching:
         features: Float[Tensor, "n d"],
         labels: Int[Tensor, " n"],
         weights: Float[Tensor, "classes n"],
+        present: Sequence[bool],
         *,
         differentiable: bool,
     ) -> Float[Tensor, "classes s"]:
@@ -144,8 +150,8 @@ class GradientMatching:
         losses = F.cross_entropy(network.classify(features).float(), labels, reduction="none")
         parameters = _matrices(network)
         rows = []
-        for weight in weights.to(losses.dtype):
-            if not weight.any():
+        for weight, there in zip(weights.to(losses.dtype), present, strict=True):
+            if not there:
                 rows.append(losses.new_zeros(sum(p.numel() for p in parameters)))
                 continue
             grads = torch.autograd.grad(

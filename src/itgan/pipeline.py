@@ -36,6 +36,8 @@ FULL: tuple[Dtype, ...] = ("fp32",)
 class Experiment(Banks):
     """A configuration with its data and generator, as a graph of cells."""
 
+    _latest: tuple[tuple[str | int, ...], PixelSet] | None = None  # key, images
+
     def viewing(self, config: RunConfig) -> "Experiment":
         """The same experiment with another config's choice of sources and seeds."""
         other = copy(self)
@@ -108,6 +110,24 @@ class Experiment(Banks):
             return chosen
         return synthetic if dtype == "fp32" else synthetic.stored_as(dtype)
 
+    def _generated(
+        self,
+        name: Source,
+        latent_seed: int,
+        *made: Any,  # noqa: ANN401
+        dtype: Dtype,
+        soft: bool,
+    ) -> TrainingSource:
+        """The same as images, which all classifiers in a row are trained on."""
+        key = (name, latent_seed, dtype, *(cell.name for cell in self.needs(name, latent_seed)))
+        if self._latest is not None and self._latest[0] == key:
+            return self._latest[1]
+        chosen = self.source(name, latent_seed, *made, dtype=dtype, soft=soft)
+        if not isinstance(chosen, SyntheticSet):
+            return chosen
+        self._latest = key, chosen.materialise()
+        return self._latest[1]
+
     def synthetic(self, bank: LatentBank, latent_seed: int, *, plus: bool = False) -> SyntheticSet:
         """Generator and bank, with what a reader must know of the data."""
         about = {
@@ -149,7 +169,7 @@ class Experiment(Banks):
         def compute(*made: Any, checkpoint: Checkpoint) -> Trial:  # noqa: ANN401
             teacher = made[-1] if soft else None
             own = made[:-1] if soft else made
-            chosen = self.source(source, latent_seed, *own, dtype=dtype, soft=soft)
+            chosen = self._generated(source, latent_seed, *own, dtype=dtype, soft=soft)
             if teacher is not None:
                 chosen = soften(chosen, teacher.to(self.device))
             (trial,) = evaluate(

@@ -189,6 +189,7 @@ def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
         "row": entry.row,
         "column": entry.column,
         "published": printed,
+        "classes": one.experiment.data.num_classes,
         **summary,
         "updates": one.trials[0].updates,
         "trials": [
@@ -215,6 +216,11 @@ def _grid(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[tuple[str, st
     return down, across, placed
 
 
+def kilobits(nbytes: int | None, classes: int) -> float:
+    """Thousands of bits for each class, generator and labels counted in."""
+    return 8 * (nbytes or 0) / classes / 1000
+
+
 def _figure(mean: float, std: float, n: int | None = None) -> str:
     return points(mean) if n == 1 else f"{points(mean)} ± {points(std)}"
 
@@ -230,9 +236,8 @@ def _texts(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
             [row, *(MISSING if r is None else _figure(r["mean"], r["std"], r["n"]) for r in ours)]
         )
         if STUDIES[study].by_bytes:
-            lines.append(
-                ["  KiB", *("" if r is None else f"{r['bytes'] / 1024:,.0f}" for r in ours)]
-            )
+            bits = (r and kilobits(r["bytes"], r["classes"]) for r in ours)
+            lines.append(["  kbit a class", *("" if b is None else f"{b:,.0f}" for b in bits)])
         if printed := published().get(study, {}).get(row):
             theirs = [printed.get(column) for column in across]
             lines.append(["  paper", *("" if f is None else _figure(*f) for f in theirs)])
@@ -324,10 +329,12 @@ def _charts(study: Study, measured: Sequence[Measured]) -> list[Curve]:
         series[row] = [
             (xs, [100 * one.trials[k].accuracy for one in ones]) for k in range(repetitions)
         ]
-    across = "KiB of a set" if study.by_bytes else ""
+    across = "kbit a class" if study.by_bytes else ""
     return [Curve(study.title, across, "accuracy on real images, %", series)]
 
 
 def _place(study: Study, one: Measured) -> float:
     """Where a figure stands on the horizontal axis."""
-    return (one.trials[0].bytes or 0) / 1024 if study.by_bytes else float(one.entry.column)
+    if not study.by_bytes:
+        return float(one.entry.column)
+    return kilobits(one.trials[0].bytes, one.experiment.data.num_classes)

@@ -43,6 +43,11 @@ class RunConfig(Config):
     recalibrate: bool = Field(
         False, description="take the generator's batch statistics anew, from its own samples"
     )
+    latent_dim: Count | None = Field(
+        None,
+        description="keep so many dimensions of the generator's latents, those that its first "
+        "layer amplifies most; if not given, all",
+    )
     latents_per_class: Count | None = Field(
         10, description="size of the bank; None takes every training image"
     )

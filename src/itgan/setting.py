@@ -118,6 +118,7 @@ class Setting:
             self.device,
             config.generator_weights,
             config.recalibrate,
+            latent_dim=config.latent_dim,
             num_classes=train.num_classes,
             image_shape=train.image_shape,
         )

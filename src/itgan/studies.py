@@ -87,6 +87,7 @@ class Scale:
         shards: latents matched together for the splits 1, 2, 4 and 5 of Table 5.
         pool: fields of the pool of Table 7.
         sizes: latents per class of Figure 5, and of the studies of our own.
+        fewer_dimensions: of latents, in the study of accuracy and bytes.
         main: the experiment of those studies.
         schedules: changes to the evaluation, by name: a short and a long training.
         networks: the paper's architectures.
@@ -103,6 +104,7 @@ class Scale:
     shards: tuple[int, int, int, int]
     pool: Mapping[str, Any]
     sizes: tuple[int, ...]
+    fewer_dimensions: int
     main: RunConfig
     schedules: Mapping[str, Mapping[str, Any]]
     networks: Mapping[str, str] = field(default_factory=lambda: NETWORKS)
@@ -137,6 +139,7 @@ def paper_scale() -> Scale:
         shards=(500, 250, 125, 100),
         pool={"networks": 100, "training": {"epochs": 200}},
         sizes=(50, 100, 250, 500, 1000, 1250),
+        fewer_dimensions=32,
         main=ten,
         schedules={"200 epochs": {}, "600 epochs": {"epochs": 600}},
     )
@@ -170,6 +173,7 @@ def cpu_scale() -> Scale:
             "training": {"updates": 2000, "precision": "bf16", "compile": True},
         },
         sizes=(10, 50, 100),
+        fewer_dimensions=32,
         main=cifar10_cpu(),
         schedules={"200 updates": {}, "600 updates": {"updates": 600}},
     )
@@ -213,6 +217,7 @@ def smoke_scale() -> Scale:
             },
         },
         sizes=(2, 5, 8),
+        fewer_dimensions=8,
         main=base,
         schedules={"4 updates": {}, "8 updates": {"updates": 8}},
         networks={**NETWORKS, "VGG19": "vgg19@32"},
@@ -350,11 +355,11 @@ def _sources(scale: Scale) -> Iterator[Entry]:
 def _rate(scale: Scale) -> Iterator[Entry]:
     for size in scale.sizes:
         config = vary(scale.main, {"latents_per_class": size})
-        for row in ("Inversion", "IT-GAN"):
-            for dtype in ("fp32", "fp16", "int8"):
-                yield Entry(
-                    f"{row} {dtype}", f"{size}", vary(config, {"dtypes": (dtype,)}), METHODS[row]
-                )
+        for dtype in ("fp32", "fp16", "int8"):
+            yield Entry(f"IT-GAN {dtype}", f"{size}", vary(config, {"dtypes": (dtype,)}), "itgan")
+        fewer = {"dtypes": ("int8",), "latent_dim": scale.fewer_dimensions}
+        row = f"IT-GAN int8, {scale.fewer_dimensions} dimensions"
+        yield Entry(row, f"{size}", vary(config, fewer), "itgan")
         for row in ("Random, same bytes", "Random, same bytes as JPEG"):
             for dtype in ("fp32", "int8"):
                 name = row.replace("same", f"{dtype}'s")

@@ -6,6 +6,8 @@ of the whole batch in the memory of one micro-batch. Graphs of as many micro-bat
 for stay in memory between the passes; only the others are computed twice. Since no latent needs
 another one's gradient, each micro-batch takes its step at once: what grows with the bank is the
 latents and the optimiser's state alone.
+
+Labels and draws stay on the host, so that no step reads a number back from the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from itgan import matching
 from itgan.augment import Augmentation, Blocks
 from itgan.compilation import embed, generate
 from itgan.configs import Layers
-from itgan.devices import autocast
+from itgan.devices import autocast, send
 from itgan.generators import ConditionalGenerator
 from itgan.matching import Discrepancy
 from itgan.networks import Network
@@ -52,7 +54,7 @@ class Draw:
 class Images(Protocol):
     """Images [n, c, h, w] that are made when they are asked for: a tensor is one."""
 
-    def __getitem__(self, positions: Tensor) -> Tensor:
+    def __getitem__(self, positions: slice) -> Tensor:
         """Those at these positions."""
         ...
 
@@ -62,7 +64,7 @@ class Problem:
     """One shard at one step: everything that its loss depends on but the latents."""
 
     generator: ConditionalGenerator
-    labels: Int[Tensor, " n"]  # ordered by class
+    labels: Int[Tensor, " n"]  # ordered by class, on the host
     draws: Sequence[Draw]
     real_means: Sequence[Float[Tensor, "classes s"]]  # of the statistic; for each draw
     partners: Images | None  # the x_i of Eq. 10
@@ -94,9 +96,9 @@ def mean_weights(
 
 def descend(
     problem: Problem,
-    read: Callable[[Tensor], Tensor],
-    step: Callable[[Tensor, Tensor], None],
-) -> tuple[float, float]:
+    read: Callable[[slice], Tensor],
+    step: Callable[[slice, Tensor], None],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Give the gradient of Eq. 11 in the latents, micro-batch by micro-batch.
 
     That in the leaves ``tuned`` is added to their ``grad``; they must not change meanwhile.
@@ -108,25 +110,28 @@ def descend(
             change then.
 
     Returns:
-        The values of L_con and R before.
+        The values of L_con and R before, on the device.
     """
-    match, draws, device = problem.discrepancy, problem.draws, problem.labels.device
-    chunks = torch.arange(len(problem.labels), device=device).split(problem.micro_batch)
-    dtype = read(chunks[0][:1]).dtype
-    weights = mean_weights(problem.labels, dtype)
+    match, draws, n = problem.discrepancy, problem.draws, len(problem.labels)
+    first = read(slice(0, 1))
+    dtype, device = first.dtype, first.device
+    chunks = [slice(k, k + problem.micro_batch) for k in range(0, n, problem.micro_batch)]
+    shares = mean_weights(problem.labels, dtype)
+    weights, on_device = send(shares, device), send(problem.labels, device)
 
-    def forward(chunk: Tensor, *, graph: bool) -> Forward:
+    def forward(chunk: slice, *, graph: bool) -> Forward:
         z, labels, w = read(chunk).detach(), problem.labels[chunk], weights[:, chunk]
+        present = shares[:, chunk].any(1).tolist()
         z.requires_grad_(graph)
         with autocast(device, problem.precision):
             with torch.set_grad_enabled(graph):
-                images = generate(problem.generator, z, labels, compiled=problem.compile)
+                images = generate(problem.generator, z, on_device[chunk], compiled=problem.compile)
             with torch.set_grad_enabled(graph or match.needs_graph):
                 features = [
                     d.embed(images, labels, compiled=problem.compile).to(dtype) for d in draws
                 ]
         parts = [
-            match.statistic(d.network, f, labels, w, differentiable=graph)
+            match.statistic(d.network, f, on_device[chunk], w, present, differentiable=graph)
             for d, f in zip(draws, features, strict=True)
         ]
         return Forward(z, features, parts)
@@ -142,15 +147,15 @@ def descend(
             kept[k] = made
 
     # The gradient of Eq. 9 in them.
-    l_con, directions = 0.0, []
+    l_con, directions = torch.zeros((), device=device), []
     for draw, real, total in zip(draws, problem.real_means, totals, strict=True):
         total.requires_grad_(True)
         value = match.distance(draw.network, real.to(total.dtype), total)  # Eq. 9
         directions.append(torch.autograd.grad(value, total)[0])
-        l_con += float(value.detach()) / len(draws)
+        l_con = l_con + value.detach() / len(draws)
 
     # Second pass: the same constants, pulled back to the latents. What was kept goes first.
-    regulariser = 0.0
+    regulariser = torch.zeros((), device=device)
     for k in reversed(range(len(chunks))):
         chunk, made = chunks[k], kept.pop(k, None) or forward(chunks[k], graph=True)
         pulled = [(d * part).sum() for d, part in zip(directions, made.parts, strict=True)]
@@ -158,7 +163,7 @@ def descend(
         if problem.partners is not None:
             r = _regulariser(problem, chunk, made.features, weights[:, chunk].sum(0))
             loss = loss + problem.lambda_reg * r
-            regulariser += float(r.detach()) / len(draws)
+            regulariser = regulariser + r.detach() / len(draws)
         gradient, *others = torch.autograd.grad(loss / len(draws), [made.latents, *problem.tuned])
         for leaf, part in zip(problem.tuned, others, strict=True):
             leaf.grad = part if leaf.grad is None else leaf.grad + part
@@ -167,7 +172,7 @@ def descend(
 
 
 def _regulariser(
-    problem: Problem, chunk: Tensor, features: Sequence[Tensor], weights: Float[Tensor, " k"]
+    problem: Problem, chunk: slice, features: Sequence[Tensor], weights: Float[Tensor, " k"]
 ) -> Float[Tensor, ""]:
     """A part of Eq. 10, summed over draws."""
     assert problem.partners is not None

@@ -121,3 +121,26 @@ def test_constants_that_do_not_fit_together(generator):
         FrozenGenerator({**tensors, "more": torch.zeros(3)})
     with pytest.raises(InputError, match="frozen generator"):
         FrozenGenerator({})
+
+
+def test_fewer_dimensions_are_the_strongest_directions_of_the_first_layer(generator):
+    def first(one):
+        return one.tensors()["linear.weight"]
+
+    reduced = generator.reduced(3)
+    assert reduced.latent_shape == (3,)
+    strengths = torch.linalg.svdvals(first(generator))
+    torch.testing.assert_close(torch.linalg.svdvals(first(reduced)), strengths[:3])
+    assert reduced.fingerprint == generator.reduced(3).fingerprint != generator.fingerprint
+    narrow, labels = randn(10, 3), torch.arange(10)
+    wide = torch.linalg.lstsq(first(generator), first(reduced) @ narrow.T).solution.T
+    torch.testing.assert_close(wide.norm(dim=1), narrow.norm(dim=1))
+    torch.testing.assert_close(
+        reduced(narrow, labels), generator(wide, labels), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("wrong", [0, 9])
+def test_dimensions_that_are_not_there(generator, wrong):
+    with pytest.raises(InputError, match=f"latent_dim={wrong}: this generator has 8"):
+        generator.reduced(wrong)

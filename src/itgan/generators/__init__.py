@@ -95,12 +95,13 @@ def load_generator(
     weights: Weights = "average",
     recalibrate: bool = False,
     *,
+    latent_dim: int | None = None,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> StoredGenerator:
     """Load a generator, frozen.
 
-    Other weights or statistics make another generator, with a fingerprint of its own.
+    Other weights, statistics or latents make another generator, with a fingerprint of its own.
 
     Args:
         source: a shipped name (see ``itgan zoo``), a ``.safetensors`` file of this project, a
@@ -111,6 +112,8 @@ def load_generator(
         weights: the average along the training, or the raw weights of its last step, where the
             file holds them.
         recalibrate: take the statistics of a BigGAN's norms anew, from 2,000 samples.
+        latent_dim: keep so many dimensions of a BigGAN's latents
+            (``FrozenGenerator.reduced``); all by default.
         num_classes: of the data, for a generator that takes no labels (diffusers).
         image_shape: of the data, for a generator that makes images of any size (diffusers).
 
@@ -120,7 +123,7 @@ def load_generator(
     """
     where = pick_device(str(device))
     if str(source).startswith(PREFIX):
-        _refuse_choices(str(source), weights, recalibrate)
+        _refuse_choices(str(source), weights, recalibrate, latent_dim)
         return load_diffusers(str(source), where, num_classes, image_shape)
     path = find_generator(source)
     if path.suffix == ".safetensors":
@@ -128,7 +131,7 @@ def load_generator(
         state = _select_weights(path, tensors, weights)
     elif path.suffix in (".pt", ".pth"):
         if is_torchscript(path):
-            _refuse_choices(str(path), weights, recalibrate)
+            _refuse_choices(str(path), weights, recalibrate, latent_dim)
             return load_torchscript(path, where)
         if weights == "raw":
             raise _only_one_set(str(path))
@@ -141,7 +144,8 @@ def load_generator(
         raise InputError(f"{path}: {error}") from error
     if recalibrate:
         model.to(where if where.type == "cuda" else "cpu").recalibrate()
-    return FrozenGenerator.from_biggan(model).to(where)
+    generator = FrozenGenerator.from_biggan(model)
+    return (generator if latent_dim is None else generator.reduced(latent_dim)).to(where)
 
 
 def _refusal(path: Path) -> str:
@@ -157,12 +161,15 @@ def _refusal(path: Path) -> str:
     )
 
 
-def _refuse_choices(source: str, weights: Weights, recalibrate: bool) -> None:
-    """Weights and statistics can be chosen of a BigGAN only."""
+def _refuse_choices(
+    source: str, weights: Weights, recalibrate: bool, latent_dim: int | None
+) -> None:
+    """Weights, statistics and dimensions can be chosen of a BigGAN only."""
     if weights == "raw":
         raise _only_one_set(source)
-    if recalibrate:
-        raise InputError(f"{source}: recalibrate is for BigGANs, and this is none; leave it out")
+    for name, given in (("recalibrate", recalibrate), ("latent_dim", latent_dim is not None)):
+        if given:
+            raise InputError(f"{source}: {name} is for BigGANs, and this is none; leave it out")
 
 
 def _select_weights(

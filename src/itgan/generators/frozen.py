@@ -167,6 +167,28 @@ class FrozenGenerator(nn.Module):
         tuned.__dict__.pop("fingerprint", None)  # that of other constants
         return tuned
 
+    def reduced(self, latent_dim: int) -> "FrozenGenerator":
+        """The same generator on the latent directions that its first layer amplifies most.
+
+        With W = U S V^T and the first k columns of V, images(a) = G(V_k a): the first layer
+        becomes W V_k, and a ~ N(0, I) in k dimensions is what the others see of z ~ N(0, I).
+
+        Raises:
+            InputError: there are not so many directions.
+        """
+        weight = self._get("linear.weight").cpu().double()
+        _, _, directions = torch.linalg.svd(weight, full_matrices=False)
+        if not 0 < latent_dim <= len(directions):
+            raise InputError(
+                f"latent_dim={latent_dim}: this generator has {len(directions)}; give at most that"
+            )
+        kept = directions[:latent_dim]  # k d
+        largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
+        narrow = weight @ (kept * largest.sign()).T  # a direction's sign is arbitrary
+        # Rounded to 1e-6, so that the fingerprint is hardly ever another processor's.
+        narrow = (narrow * 2**20).round() / 2**20
+        return FrozenGenerator({**self.tensors(), "linear.weight": narrow.float()}).to(self.device)
+
     def conventions(self) -> dict[str, Any]:
         """What a file must say beside the constants."""
         return {"form": "biggan"}
