@@ -1,6 +1,7 @@
 """What every benchmark prints and how it measures: alternating runs, medians, this machine."""
 
 import argparse
+import itertools
 import platform
 import statistics
 import time
@@ -97,16 +98,30 @@ def paired(differences: Sequence[float]) -> str:
     return f"{mean:+.2f} [{mean - reach:+.2f}, {mean + reach:+.2f}]"
 
 
-def convolution_peak(width: int, precision: str, pixels: int = 16, images: int = 64) -> float:
-    """FLOP/s of the 3x3 convolutions that a generator of this width is made of."""
+def convolution_peak(width: int, precision: str) -> float:
+    """FLOP/s at best of the 3x3 convolutions that a generator of this width is made of."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     layout = {"memory_format": torch.channels_last}
-    x = torch.randn(images, width, pixels, pixels).to(dtype).contiguous(**layout)
     weight = torch.randn(width, width, 3, 3).to(dtype).contiguous(**layout)
-    flops = 2 * 9 * width * width * pixels * pixels * images
-    with torch.no_grad():
-        taken = alternate({"": lambda: F.conv2d(x, weight, padding=1)}, 9)[""]
-    return flops / min(taken)
+    best = 0.0
+    for pixels, images in itertools.product((8, 16, 32), (16, 64)):
+        x = torch.randn(images, width, pixels, pixels).to(dtype).contiguous(**layout)
+        with torch.no_grad():
+            taken = alternate({"": lambda x=x: F.conv2d(x, weight, padding=1)}, 9)[""]
+        best = max(best, 2 * 9 * width * width * pixels * pixels * images / min(taken))
+    return best
+
+
+def shares(work: Callable[[], object]) -> dict[str, float]:
+    """How the time of the operations in a compiled work divides."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    kinds = {"convolutions": ("conv",), "fused norms, activations and sums": ("cpp_fused",)}
+    found = dict.fromkeys([*kinds, "all else"], 0.0)
+    for event in profile.key_averages():
+        own = (kind for kind, parts in kinds.items() if any(part in event.key for part in parts))
+        found[next(own, "all else")] += event.self_cpu_time_total
+    return {kind: taken / sum(found.values()) for kind, taken in found.items()}
 
 
 def memory(what: Literal["VmRSS", "VmHWM"]) -> float:

@@ -1,14 +1,25 @@
 """One step of condensation: the plain reference, and this project's in fp32 and bf16.
 
 Prints images per second, medians of alternating runs, and how many times faster; the executed
-FLOPs and their share of what this machine's convolutions reach.
+FLOPs and their share of what this machine's convolutions reach at best; with --profile what the
+time of a step goes to.
 """
 
 from collections.abc import Callable
 
 import reference
 import torch
-from common import alternate, biggan, convolution_peak, machine, median, parser, ratio
+from common import (
+    alternate,
+    biggan,
+    convolution_peak,
+    machine,
+    median,
+    memory,
+    parser,
+    ratio,
+    shares,
+)
 from torch import Tensor
 
 from itgan.condensation import condense
@@ -64,8 +75,11 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=1, help="in each run")
     options.add_argument("--micro-batch", type=int, default=80)
     options.add_argument("--kept-graphs", type=int, default=16)
+    options.add_argument("--profile", action="store_true", help="where the time goes")
     args = options.parse_args()
     machine(args.threads)
+    if args.profile:  # which costs a little time itself
+        torch._inductor.config.cpp.enable_kernel_profile = True
     images = args.classes * args.latents * args.steps
     for channels in args.channels:
         model = biggan(channels, args.classes)
@@ -93,7 +107,8 @@ def main() -> None:
         taken = alternate(works, args.runs)
         print(
             f"\nch {channels}, 32x32, {args.classes} classes, {args.latents} latents and "
-            f"{args.real} real images per class, {args.steps} steps, {args.runs} runs"
+            f"{args.real} real images per class, {args.steps} steps, {args.runs} runs; "
+            f"micro-batches of {args.micro_batch}, {args.kept_graphs} graphs kept"
         )
         print(f"reference  {images / median(taken['reference']):7.1f} images/s")
         for precision in ("fp32", "bf16"):
@@ -104,6 +119,10 @@ def main() -> None:
                 f"{ratio(taken, 'reference', precision)} times the reference; "
                 f"{speed / 1e9:.0f} GFLOP/s, {share:.0%} of this machine's convolutions"
             )
+            if args.profile:
+                parts = shares(works[precision]).items()
+                print("  " + ", ".join(f"{kind} {part:.0%}" for kind, part in parts))
+        print(f"memory at most, of all three: {memory('VmHWM'):.2f} GiB")
 
 
 if __name__ == "__main__":

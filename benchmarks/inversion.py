@@ -36,11 +36,12 @@ def main() -> None:
     data_options(options)
     options.add_argument("--images", type=int, default=100, help="of the training set")
     options.add_argument("--steps", type=int, default=1000, help="of the plain inversion")
-    options.add_argument("--ours", type=int, nargs="+", default=[100, 200, 300, 400, 500, 600])
+    options.add_argument("--ours", type=int, nargs="+", default=[60, 80, 100, 150, 200])
     options.add_argument("--schedule", default="cosine", help="of our learning rate")
     options.add_argument("--learning-rate", type=float, default=0.1, help="of both")
+    options.add_argument("--basis", default="principal", help="of our Adam: latent or principal")
     options.add_argument("--tolerance", type=float, default=0.0, help="of images that leave early")
-    options.add_argument("--our-rate", type=float, help="of this project's path, if another")
+    options.add_argument("--our-rate", type=float, default=0.2, help="of this project's path")
     options.add_argument("--extractor-updates", type=int, default=600)
     options.add_argument("--pair-steps", type=int, default=EncoderConfig().pair_steps)
     options.add_argument("--refine-steps", type=int, default=EncoderConfig().refine_steps)
@@ -64,8 +65,9 @@ def main() -> None:
         precision="bf16",
         compile=True,
         schedule=args.schedule,
+        basis=args.basis,
         tolerance=args.tolerance,
-        learning_rate=args.our_rate or args.learning_rate,
+        learning_rate=args.our_rate,
     )
     exact = Objective(generator, extractor, images, InversionConfig(precision="fp32"))
 

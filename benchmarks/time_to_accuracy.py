@@ -49,6 +49,7 @@ def main() -> None:
     options.add_argument("--embeddings", type=int, default=1, help="of ours, for each step")
     options.add_argument("--average", type=float, default=0.0, help="of ours, share of the steps")
     options.add_argument("--schedule", default="constant", help="of ours: constant or cosine")
+    options.add_argument("--basis", default="latent", help="of our Adam: latent or principal")
     options.add_argument("--precision", default="bf16", help="of ours")
     options.add_argument("--fp32-share", type=float, default=0.0, help="of ours, the last steps")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -148,6 +149,7 @@ def main() -> None:
             embeddings_per_step=args.embeddings,
             average=args.average,
             schedule=args.schedule,
+            basis=args.basis,
             precision=args.precision,
             fp32_share=args.fp32_share,
             micro_batch=40,
@@ -156,11 +158,13 @@ def main() -> None:
         )
         return condense(generator, start(seed), data.train, config, seed)
 
+    start(args.seeds[0])
     first = seconds(lambda: ours(1, args.seeds[0]))
     print(f"our first step, which compiles: {first:.1f} s", flush=True)
     rate = args.our_rate or args.learning_rate
     chosen = (args.precision, args.schedule, f"{rate:g}", args.embeddings, f"{args.average:g}")
     chosen += (f"{args.fp32_share:g}",) if args.fp32_share else ()
+    chosen += (args.basis,) if args.basis != "latent" else ()
     label = "-".join(["ours", *map(str, chosen)])
     names = {"reference": args.steps, **{f"{label}-{steps}": steps for steps in args.ours}}
     taken: dict[str, list[float]] = {name: [] for name in names}

@@ -63,6 +63,34 @@ torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
 print(counter.frame_count)
 """
 
+TRAINED = """
+import torch
+import torch._dynamo.testing
+from itgan import compilation
+from itgan.configs import EvaluationConfig
+from itgan.networks import build_network
+from itgan.sources import PixelSet
+from itgan.training import train_classifier
+
+counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+form = torch.compile(compilation._logits, backend=counter)
+compilation._compile = lambda function: form
+rng = torch.Generator().manual_seed(0)
+pixels = torch.randint(256, (14, 3, 8, 8), generator=rng, dtype=torch.uint8)
+source = PixelSet(pixels, torch.randint(4, (14,), generator=rng))
+found = []
+for compiled in (True, False):
+    network = build_network("convnet", (3, 8, 8), 4, seed=0, depth=2)
+    train_classifier(
+        network, source, EvaluationConfig(updates=6, batch_size=5, compile=compiled), 0
+    )
+    found.append(list(network.parameters()))
+before = build_network("convnet", (3, 8, 8), 4, seed=0, depth=2).parameters()
+assert all(not torch.equal(a, b) for a, b in zip(before, found[0], strict=True))
+torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+print(counter.frame_count)
+"""
+
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++"))), reason="needs a C++ compiler")
 @pytest.mark.parametrize(
@@ -70,8 +98,9 @@ print(counter.frame_count)
     [
         (PARITY, 4),  # of last and of all layers, with a graph and without
         (TUNED, 1),
+        (TRAINED, 1),
     ],
-    ids=["fresh weights and every batch", "tuned class gains"],
+    ids=["fresh weights and every batch", "tuned class gains", "trained classifiers"],
 )
 def test_compiled_forms_compute_the_same(script, forms):
     result = subprocess.run(

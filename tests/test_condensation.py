@@ -14,6 +14,7 @@ from itgan.artefacts import Checkpoint
 from itgan.augment import STRATEGY, draw_augmentation
 from itgan.condensation import condense
 from itgan.configs import CondensationConfig, InversionConfig
+from itgan.directions import principal_directions
 from itgan.drawing import Partners, draw_embeddings, draw_real, real_statistics
 from itgan.errors import InputError
 from itgan.latents import LatentAdam, LatentBank, sample_latents
@@ -956,11 +957,27 @@ def test_a_cosine_schedule_ends_in_small_steps(digits):
     assert 0 < falling.abs().mean() < 0.9 * constant.abs().mean()
 
 
-def test_what_a_schedule_is_part_of():
-    plain, falling = CondensationConfig(), CondensationConfig(schedule="cosine")
-    assert "schedule" not in plain.identity()
-    assert falling.identity()["schedule"] == "cosine"
-    assert "schedule" not in InversionConfig().identity()
-    assert InversionConfig(schedule="cosine").identity()["schedule"] == "cosine"
-    with pytest.raises(ValueError, match="schedule: cosine is for adam"):
-        CondensationConfig(schedule="cosine", optimiser="sgd")
+@pytest.mark.parametrize(("field", "value"), [("schedule", "cosine"), ("basis", "principal")])
+def test_what_a_schedule_and_a_basis_are_part_of(field, value):
+    for kind in (CondensationConfig, InversionConfig):
+        assert field not in kind().identity()
+        assert kind(**{field: value}).identity()[field] == value
+    with pytest.raises(ValueError, match=f"{field}: {value} is for adam"):
+        CondensationConfig(**{field: value}, optimiser="sgd")
+
+
+# Coordinates of Adam
+
+
+def test_adam_steps_along_the_principal_directions(digits):
+    few = digits.train.select(range(40))
+    start, pool = sample_latents(Toy(), few), Fresh()
+    config = changed(steps=1, basis="principal")
+    moved = condense(Toy(), start, few, config, pool=pool).latents - start.latents
+    basis = principal_directions(Toy(), pool.draw(derive(0, "directions")))
+    # The first step of Adam has the learning rate's length along every coordinate.
+    torch.testing.assert_close(
+        (moved @ basis).abs(), torch.full_like(moved, 0.05), rtol=1e-3, atol=0
+    )
+    plain = condense(Toy(), start, few, changed(steps=1), pool=pool).latents - start.latents
+    assert not torch.allclose((plain @ basis).abs(), torch.full_like(plain, 0.05), rtol=0.1)

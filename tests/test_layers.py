@@ -21,7 +21,7 @@ generators augment
 networks
 compilation
 training
-embedding latents
+embedding latents directions
 reconstruction matching distances
 encoder
 inversion two_pass gains

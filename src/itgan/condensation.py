@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from itgan import matching
@@ -22,6 +22,7 @@ from itgan.artefacts import Checkpoint
 from itgan.configs import CondensationConfig, PoolConfig
 from itgan.data import ImageSet
 from itgan.devices import send
+from itgan.directions import principal_directions
 from itgan.drawing import (
     Partners,
     draw_embeddings,
@@ -47,7 +48,7 @@ from itgan.latents import (
 )
 from itgan.networks import Network, couples_images
 from itgan.progress import say, track
-from itgan.randomness import ambient, derive_seed
+from itgan.randomness import ambient, derive, derive_seed
 from itgan.two_pass import Problem, descend
 
 PROBE = 160  # latents at least that a micro-batch is measured with
@@ -122,8 +123,8 @@ def condense(
                 "data set has no images of it"
             )
     partners = positions_of(bank, real) if config.lambda_reg > 0 else None
-    optimiser = _optimiser(bank.latents.clone().to(device), config)
     used = tuned(generator, bank)
+    optimiser = _optimiser(bank.latents.clone().to(device), config, _basis(used, pool, config))
     gains = Gains(used, config.gains_rate) if config.gains_rate else None
     tables = bank.tables if gains is None else gains.tables
     mean = _Mean(config.steps - round(config.average * config.steps))
@@ -283,11 +284,23 @@ def _descend(
     )
 
 
-def _optimiser(latents: Tensor, config: CondensationConfig) -> LatentAdam | LatentSGD:
+def _basis(
+    generator: ConditionalGenerator, pool: Pool, config: CondensationConfig
+) -> Float[Tensor, "d d"] | None:
+    """The directions of the images that Adam steps along, where they are asked for."""
+    if config.basis == "latent":
+        return None
+    network = pool.draw(derive(0, "directions")).to(generator.device).requires_grad_(False)
+    return principal_directions(generator, network, config.precision, compiled=config.compile)
+
+
+def _optimiser(
+    latents: Tensor, config: CondensationConfig, basis: Tensor | None
+) -> LatentAdam | LatentSGD:
     if config.optimiser == "sgd":
         return LatentSGD(latents, config.learning_rate, config.momentum)
     decay_steps = config.steps if config.schedule == "cosine" else None
-    return LatentAdam(latents, config.learning_rate, decay_steps=decay_steps)
+    return LatentAdam(latents, config.learning_rate, decay_steps=decay_steps, basis=basis)
 
 
 def _only(

@@ -28,6 +28,13 @@ Schedule = Annotated[
     Literal["constant", "cosine"],
     Field(description="the learning rate stays, or falls to zero along half a cosine wave"),
 ]
+Basis = Annotated[
+    Literal["latent", "principal"],
+    Field(
+        description="coordinates that Adam steps along: the latents' own, or the principal "
+        "directions of their images (eigenvectors of the mean curvature)"
+    ),
+]
 Figure = Literal["frechet", "kernel", "precision", "recall", "density", "coverage", "cas"]
 Weights = Literal["average", "raw"]
 ImageSize = Annotated[int, Field(ge=4, le=1024)]
@@ -148,6 +155,7 @@ class InversionConfig(Config):
     steps: Count = Field(300, description="Adam steps (paper: 5000)")
     learning_rate: Rate = Field(0.1, description="Adam's learning rate on the latents")
     schedule: Schedule = "constant"
+    basis: Basis = "latent"
     batch_size: Count = Field(
         100, description="images fitted at a time; does not change the result"
     )
@@ -193,6 +201,7 @@ class InversionConfig(Config):
         unused |= set() if self.start == "best-of" else {"candidates"}
         unused |= set() if self.tolerance else {"window"}
         unused |= set() if self.schedule == "cosine" else {"schedule"}
+        unused |= set() if self.basis == "principal" else {"basis"}
         return {name: value for name, value in values.items() if name not in unused}
 
 
@@ -247,6 +256,7 @@ class CondensationConfig(Config):
         "inversion precedes",
     )
     schedule: Schedule = "constant"
+    basis: Basis = "latent"
     optimiser: Literal["adam", "sgd"] = Field("adam", description="how latents descend")
     momentum: Share = Field(0.5, description="momentum of sgd")
     shard_per_class: Count | None = Field(
@@ -319,6 +329,8 @@ class CondensationConfig(Config):
     def _schedules_are_of_adam(self) -> "CondensationConfig":
         if self.schedule != "constant" and self.optimiser != "adam":
             raise ValueError(f"schedule: {self.schedule} is for adam; sgd keeps its rate")
+        if self.basis != "latent" and self.optimiser != "adam":
+            raise ValueError(f"basis: {self.basis} is for adam; sgd goes down the gradient")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -326,7 +338,7 @@ class CondensationConfig(Config):
         values = super().identity()
         if self.optimiser == "adam":
             del values["momentum"]
-        for name in ("start", "layers", "average", "gains_rate", "schedule"):
+        for name in ("start", "layers", "average", "gains_rate", "schedule", "basis"):
             if values[name] == CondensationConfig.model_fields[name].default:
                 del values[name]
         random = self.pool.kind == "random"

@@ -155,6 +155,7 @@ class Descent:
             torch.zeros(attempts, *objective.generator.latent_shape, device=device),
             self.config.learning_rate,
             decay_steps=self.config.steps if self.config.schedule == "cosine" else None,
+            basis=objective.directions() if self.config.basis == "principal" else None,
         )
         self.done = torch.zeros(attempts, dtype=torch.bool)
         # Sums of the loss in the window now and in the one before it.

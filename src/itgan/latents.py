@@ -317,6 +317,7 @@ class LatentAdam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         decay_steps: int | None = None,
+        basis: Float[Tensor, "d d"] | None = None,
     ) -> None:
         """Optimise ``latents`` in place.
 
@@ -327,10 +328,12 @@ class LatentAdam:
             eps: keeps a division finite.
             decay_steps: visits over which a row's rate falls to zero along half a cosine wave; it
                 stays constant when not given.
+            basis: orthonormal columns; the coordinates of the flattened latents along them are
+                what has moments and takes steps. Their own when not given.
         """
         self.latents = latents
         self.learning_rate, self.betas, self.eps = learning_rate, betas, eps
-        self.decay_steps = decay_steps
+        self.decay_steps, self.basis = decay_steps, basis
         self.mean = torch.zeros_like(latents)
         self.square = torch.zeros_like(latents)
         self.visits = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
@@ -342,11 +345,17 @@ class LatentAdam:
         self.visits[rows] += 1
         shape = (-1,) + (1,) * (self.latents.ndim - 1)
         age = self.visits[rows].to(self.latents.dtype).view(shape)
+        gradient = self._turned(gradient, self.basis)
         mean = self.mean[rows].lerp(gradient, 1 - beta1)
         square = self.square[rows].lerp(gradient.square(), 1 - beta2)
         self.mean[rows], self.square[rows] = mean, square
         scale = (square / _weight(beta2, age)).sqrt_().add_(self.eps)
-        self.latents[rows] -= self._rate(age) * (mean / _weight(beta1, age)) / scale
+        step = self._rate(age) * (mean / _weight(beta1, age)) / scale
+        self.latents[rows] -= self._turned(step, None if self.basis is None else self.basis.T)
+
+    @staticmethod
+    def _turned(vectors: Tensor, basis: Tensor | None) -> Tensor:
+        return vectors if basis is None else (vectors.flatten(1) @ basis).view_as(vectors)
 
     def _rate(self, age: Tensor) -> Tensor | float:
         if self.decay_steps is None:

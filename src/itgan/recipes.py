@@ -78,7 +78,7 @@ def cifar10_smoke() -> RunConfig:
 def cifar10_cpu() -> RunConfig:
     """Ten classes of real colour images at 50 latents per class, for two CPU cores."""
     training = EvaluationConfig(updates=200, batch_size=64, precision="bf16", compile=True)
-    condensation = CondensationConfig(
+    matching = CondensationConfig(
         steps=300,
         real_per_class=128,
         precision="bf16",
@@ -86,6 +86,8 @@ def cifar10_cpu() -> RunConfig:
         micro_batch=40,
         kept_graphs=16,
     )
+    # Rate and schedule: docs/choices.md.
+    condensation = matching.model_copy(update={"schedule": "cosine", "learning_rate": 0.03})
     return RunConfig(
         recipe="cifar10-cpu",
         dataset="cifar10-jpeg",
@@ -97,14 +99,17 @@ def cifar10_cpu() -> RunConfig:
         latent_seeds=(0, 1, 2, 3, 4, 5),
         network_seeds=(0, 1),
         inversion=InversionConfig(
-            steps=250,
+            steps=200,
+            learning_rate=0.2,
+            schedule="cosine",
+            basis="principal",
             precision="bf16",
             compile=True,
             extractor=training.model_copy(update={"updates": 3000, "batch_size": 256}),
         ),
         condensation=condensation,
         plus=condensation.model_copy(update=PLUS),
-        dm=condensation.model_copy(update={"optimiser": "sgd", "learning_rate": 1.0}),
+        dm=matching.model_copy(update={"optimiser": "sgd", "learning_rate": 1.0}),
         evaluation=training,
     )
 

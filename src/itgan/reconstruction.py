@@ -17,6 +17,7 @@ from itgan.compilation import embed, generate
 from itgan.configs import InversionConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast
+from itgan.directions import principal_directions
 from itgan.generators import ConditionalGenerator
 from itgan.latents import LatentBank, tuned
 from itgan.networks import Network
@@ -75,6 +76,13 @@ class Objective:
         """The extractor is put into evaluation mode: no image may change another's features."""
         self.generator, self.extractor = generator, extractor.eval()
         self.images, self.config = images, config
+
+    def directions(self) -> Float[Tensor, "d d"]:
+        """Those along which images change, in what psi and the pixels tell."""
+        config = self.config
+        return principal_directions(
+            self.generator, self.extractor, config.precision, compiled=config.compile
+        )
 
     def target(self, positions: Int[Tensor, " k"]) -> Target:
         """The images at these positions, on the generator's device."""
