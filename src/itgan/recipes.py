@@ -99,10 +99,7 @@ def cifar10_cpu() -> RunConfig:
         latent_seeds=(0, 1, 2, 3, 4, 5),
         network_seeds=(0, 1),
         inversion=InversionConfig(
-            steps=200,
-            learning_rate=0.2,
-            schedule="cosine",
-            basis="principal",
+            steps=250,
             precision="bf16",
             compile=True,
             extractor=training.model_copy(update={"updates": 3000, "batch_size": 256}),
