@@ -52,6 +52,15 @@ def test_the_ledger_of_a_set_on_the_terminal_and_in_json(done):
     assert [row["dtype"] for row in counted["synthetic"]] == ["fp32", "fp16", "int8"]
 
 
+def test_the_ledger_of_fewer_dimensions(done):
+    sizes = {}
+    for kept in (32, 8):
+        done("ledger", "digits", "--latent-dim", kept, "--sample", 5, "--out", "x.json")
+        sizes[kept] = json.loads(Path("x.json").read_text())["synthetic"][0]
+    assert sizes[32]["latents"] == 4 * sizes[8]["latents"]
+    assert sizes[32]["generator"] > sizes[8]["generator"]
+
+
 def test_the_ledger_of_a_set_is_the_size_of_its_file(done, generator, bank):
     for dtype in ("fp32", "int8"):
         synthetic = SyntheticSet(generator, bank, about={"dataset": "digits"})

@@ -57,8 +57,10 @@ class LedgerConfig(Config):
     channels: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="count a BigGAN of this size instead: a quarter of its layers' width"
     )
-    latent_dim: Annotated[int, Field(ge=1, le=65536)] = Field(
-        128, description="length of that BigGAN's latent vectors"
+    latent_dim: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        None,
+        description="length of its latent vectors (default 128), or so many dimensions of the "
+        "generator's",
     )
     latents_per_class: Count | None = Field(
         None,

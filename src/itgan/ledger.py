@@ -35,6 +35,7 @@ Number = float | int
 ROW_BYTES = 4  # int32: which training row a latent belongs to
 SCALE_BYTES = 4  # fp32
 PARTS: tuple[Literal["whole", "stream"], ...] = ("whole", "stream")  # of a JPEG
+LATENT_DIM = 128  # of a BigGAN that is given by its size alone
 START_OF_SCAN = b"\xff\xda"  # what stands before it is the same for every image of a set
 
 
@@ -191,10 +192,16 @@ def count(config: LedgerConfig, synthetic: SyntheticSet | None = None) -> dict[s
     )
     shape, latents = data.image_shape, len(data.train)
     if config.channels is not None:
-        generator = BigGANShape(config.channels, data.num_classes, shape, config.latent_dim)
+        size = config.latent_dim or LATENT_DIM
+        generator = BigGANShape(config.channels, data.num_classes, shape, size)
     elif config.generator is not None:
         classes = data.num_classes
-        generator = load_generator(config.generator, num_classes=classes, image_shape=shape)
+        generator = load_generator(
+            config.generator,
+            latent_dim=config.latent_dim,
+            num_classes=classes,
+            image_shape=shape,
+        )
     elif synthetic is not None and isinstance(synthetic.generator, StoredGenerator):
         generator = synthetic.generator
     else:
