@@ -2,8 +2,8 @@
 
 Adam gives every coordinate a step of its own length. That is worth most where a coordinate is also
 a direction of its own in what is compared, and latent spaces are far from that: along a few
-directions images change a thousand times as much as along others, and each coordinate mixes them
-all. In the eigenvectors of the mean curvature it does not.
+directions the squared change of images is a thousand times that along others, and each coordinate
+mixes them all. In the eigenvectors of the mean curvature it does not.
 """
 
 import math
