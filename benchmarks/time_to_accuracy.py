@@ -1,10 +1,11 @@
 """Condensation: how much sooner the accuracy of the plain reference's last step is reached.
 
-Both start from the same inverted banks and match the same training images. The reference takes
---steps steps; this project's path is run anew for each number of --ours steps. Accuracies are
-means over --seeds banks, of classifiers trained alike, on validation images. What is printed: the
-seconds of condensation, how much sooner that is, and the paired difference of the accuracies with
-its interval over banks.
+Both start from the same inverted banks, ours with --start random from random latents of the same
+rows, and match the same training images. The reference takes --steps steps; this project's path is
+run anew for each number of --ours steps. Accuracies are means over --seeds banks, of classifiers
+trained alike, on validation images. What is printed: the seconds of condensation, without those
+of the inversion, how much sooner that is, and the paired difference of the accuracies with its
+interval over banks.
 
 How many steps are enough is the fewest whose mean difference is not below zero.
 
@@ -31,7 +32,7 @@ from itgan.configs import AUGMENTATION, CondensationConfig, EvaluationConfig, In
 from itgan.embedding import train_extractor
 from itgan.generators import FrozenGenerator
 from itgan.inversion import invert
-from itgan.latents import LatentBank
+from itgan.latents import LatentBank, initial_latents
 from itgan.networks import Network, build_network
 from itgan.splits import stratified
 
@@ -50,6 +51,7 @@ def main() -> None:
     options.add_argument("--average", type=float, default=0.0, help="of ours, share of the steps")
     options.add_argument("--schedule", default="constant", help="of ours: constant or cosine")
     options.add_argument("--basis", default="latent", help="of our Adam: latent or principal")
+    options.add_argument("--start", default="inverted", help="of ours: inverted or random")
     options.add_argument("--precision", default="bf16", help="of ours")
     options.add_argument("--fp32-share", type=float, default=0.0, help="of ours, the last steps")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -90,7 +92,11 @@ def main() -> None:
             rows = shuffled.select(stratified(shuffled.labels, args.latents * train.num_classes))
             config = InversionConfig(steps=args.inversion_steps, precision="bf16", compile=True)
             invert(generator, rows, config, seed, extractor()).save(path)
-        return LatentBank.load(path)
+        bank = LatentBank.load(path)
+        if args.start == "random":
+            drawn = initial_latents(generator.latent_shape, bank.rows, seed)
+            return LatentBank(drawn, bank.labels, bank.rows, "random")
+        return bank
 
     def timed(name: str, seed: int, make: Callable[[], LatentBank]) -> float:
         """The seconds that a bank takes; it is kept."""
@@ -112,7 +118,7 @@ def main() -> None:
         return json.loads(note.read_text())
 
     def plain(seed: int) -> LatentBank:
-        bank, train = start(seed), data.train
+        bank, train = LatentBank.load(out / f"start-{seed}.safetensors"), data.train
         members = [train.class_indices(c) for c in range(train.num_classes)]
         own = [(bank.labels == c).nonzero().flatten() for c in range(train.num_classes)]
 
@@ -165,6 +171,7 @@ def main() -> None:
     chosen = (args.precision, args.schedule, f"{rate:g}", args.embeddings, f"{args.average:g}")
     chosen += (f"{args.fp32_share:g}",) if args.fp32_share else ()
     chosen += (args.basis,) if args.basis != "latent" else ()
+    chosen += (args.start,) if args.start != "inverted" else ()
     label = "-".join(["ours", *map(str, chosen)])
     names = {"reference": args.steps, **{f"{label}-{steps}": steps for steps in args.ours}}
     taken: dict[str, list[float]] = {name: [] for name in names}

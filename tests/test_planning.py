@@ -144,6 +144,19 @@ def test_what_is_done_once_does_not_count_as_a_step(monkeypatch):
     assert _per_step(disturbed).seconds == pytest.approx(10 / 4)  # not nothing
 
 
+def test_small_steps_are_timed_in_long_runs(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(itgan.planning.time, "perf_counter", lambda: clock[0])
+    runs = []
+
+    def work(steps):
+        runs.append(steps)
+        clock[0] += 0.01 * steps
+
+    assert _per_step(work).seconds == pytest.approx(0.01)
+    assert 50 <= max(runs) <= 256
+
+
 def test_operations_are_counted_per_step():
     matrix, other = torch.ones(8, 16, requires_grad=True), torch.ones(16, 4)
 

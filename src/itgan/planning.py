@@ -4,6 +4,7 @@ Steps are timed on a small batch and scaled to the real one; the same steps' flo
 operations give the time on a GPU.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ STAGES = (
     "dc",
     "trial",
 )
-PROBE = 200  # images of a measured step
+PROBE = 200  # images of 32x32 of a measured step; more smaller ones
 UPDATE_PROBE = 64  # of a measured update of a classifier
+LONG_ENOUGH = 0.5  # seconds of a run that times a step
+MOST_STEPS = 256  # of such a run
 GPU_FLOPS = 30e12  # a second, of a GPU that is a fifth busy at 150 TFLOP/s in bf16
 
 
@@ -126,7 +129,7 @@ def _pool(experiment: Experiment, missing: list[Cell]) -> Cost:
 
 def _inverted(experiment: Experiment, missing: list[Cell]) -> Cost:
     settings, rows = experiment.config.inversion, _rows(experiment)
-    few = rows.select(range(min(len(rows), settings.batch_size, PROBE)))
+    few = rows.select(range(min(len(rows), settings.batch_size, _probe(rows, PROBE))))
     extractor = _untrained(experiment, settings.extractor)
 
     same = settings.model_dump(include={"batch_size", "precision", "compile"})
@@ -193,7 +196,7 @@ def _dc(experiment: Experiment, missing: list[Cell]) -> Cost:
     config, rows = experiment.config.dc, _rows(experiment)
     most, real = int(rows.labels.bincount().max()), config.real_per_class
     outer, epochs = loops(config, most)
-    share = min(1.0, PROBE / (rows.num_classes * (most + real)))
+    share = min(1.0, _probe(rows, PROBE) / (rows.num_classes * (most + real)))
     each, batch = max(1, round(share * most)), max(1, round(share * real))
     members = [rows.class_indices(label)[:each] for label in range(rows.num_classes)]
     few = rows.select(torch.cat(members))
@@ -256,23 +259,29 @@ def _rows(experiment: Experiment) -> ImageSet:
     return experiment.subset(experiment.config.latent_seeds[0])
 
 
+def _probe(images: ImageSet, few: int) -> int:
+    """So many images of 32x32, or more smaller ones, whose steps would be all overhead."""
+    return few * max(1, 32 * 32 // math.prod(images.image_shape[1:]))
+
+
 def _smaller(
     rows: ImageSet, config: CondensationConfig
 ) -> tuple[ImageSet, CondensationConfig, float]:
-    """Rows and a config for a step of about PROBE images, and how much dearer the real one is.
+    """Rows and a config for a step of a few images, and how much dearer the real one is.
 
     A step visits every shard, and each visit has a real batch of its own.
     """
     most = int(rows.labels.bincount().max())
     shard = min(config.shard_per_class or most, most)
     shards = -(-most // shard)
-    share = min(1.0, PROBE / (rows.num_classes * (shard + config.real_per_class)))
+    probe = _probe(rows, PROBE)
+    share = min(1.0, probe / (rows.num_classes * (shard + config.real_per_class)))
     few = max(1, round(share * shard))
     short = config.model_copy(
         update={
             "shard_per_class": None,
             "real_per_class": max(1, round(share * config.real_per_class)),
-            "micro_batch": PROBE,
+            "micro_batch": probe,
         }
     )
     members = [rows.class_indices(label)[:few] for label in range(rows.num_classes)]
@@ -313,22 +322,29 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
-def _per_step(work: Callable[[int], object], few: int = 1, more: int = 4) -> Cost:
-    """The cost of a step: the difference of two short runs, which cancels what is done once."""
+def _per_step(work: Callable[[int], object], few: int = 1) -> Cost:
+    """The cost of a step: the difference of two short runs, which cancels what is done once.
+
+    The first steps of a process are slow ones, so small steps are timed in longer runs.
+    """
     counts = []
     for steps in (few, few + 1):
         with FlopCounter() as counter, torch.compiler.set_stance("force_eager"):
             work(steps)
         counts.append(counter.total)
-    work(few)
-    timings = []
-    for steps in (few, more):
+
+    def timed(steps: int) -> float:
         begun = time.perf_counter()
         work(steps)
-        timings.append(time.perf_counter() - begun)
-    difference = (timings[1] - timings[0]) / (more - few)
-    # On a busy machine the shorter run may take longer: then all of the longer one is counted.
-    seconds = difference if difference > 0 else timings[1] / more
+        return time.perf_counter() - begun
+
+    timed(few)  # compiles
+    seconds, longer, more = 0.0, 0.0, few
+    while longer < LONG_ENOUGH and more < MOST_STEPS:
+        more = min(4 * more, MOST_STEPS)
+        shorter, longer = timed(few), timed(more)
+        # On a busy machine the shorter run may take longer: then all of the longer one is counted.
+        seconds = (longer - shorter) / (more - few) if longer > shorter else longer / more
     return Cost(seconds=seconds, flops=float(counts[1] - counts[0]))
 
 
@@ -342,7 +358,8 @@ def _training(
 ) -> Cost:
     """Training on a set of so many images, or on ones that are generated for every batch."""
     batch, updates = min(config.batch_size, images), count_updates(config, images)
-    few = experiment.data.train.select(range(min(batch, UPDATE_PROBE, len(experiment.data.train))))
+    train = experiment.data.train
+    few = train.select(range(min(batch, _probe(train, UPDATE_PROBE), len(train))))
     share = batch / len(few)
     cost = _update(experiment, few, config).times(updates * share)
     if fresh:
