@@ -159,7 +159,7 @@ def test_soft_labels_by_hand():
     config = EvaluationConfig(updates=1, weight_decay=0, augmentation="none")
     losses = []
     train_classifier(
-        network, source, config, seed=0, at_update=lambda _, loss: losses.append(loss)
+        network, source, config, seed=0, at_update=lambda _, loss: losses.append(float(loss))
     )
     p = 1 / (1 + math.exp(-0.3 * 0.5))
     assert losses == [pytest.approx(-0.7 * math.log(p) - 0.3 * math.log(1 - p))]

@@ -246,7 +246,7 @@ def train_pool(
         kept: dict[str, Tensor] = {}
 
         def keep(
-            update: int, loss: float, made: Network = made, kept: dict[str, Tensor] = kept
+            update: int, loss: Tensor, made: Network = made, kept: dict[str, Tensor] = kept
         ) -> None:
             if update in points:
                 new = {f"weights.{n}": t.cpu().half() for n, t in made.state_dict().items()}

@@ -148,10 +148,10 @@ def _trial(
     noted = {"curve": torch.empty(0, 4, dtype=torch.float64)}
     own = _own_images(source, test) if points else None
 
-    def measure(update: int, loss: float) -> None:
+    def measure(update: int, loss: Tensor) -> None:
         if update in points:
             fitted = math.nan if own is None else accuracy(network, own, config)
-            point = [[update, loss, accuracy(network, test, config), fitted]]
+            point = [[update, float(loss), accuracy(network, test, config), fitted]]
             noted["curve"] = torch.cat([noted["curve"], torch.tensor(point, dtype=torch.float64)])
 
     train_classifier(

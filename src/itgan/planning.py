@@ -46,7 +46,7 @@ STAGES = (
 )
 PROBE = 200  # images of 32x32 of a measured step; more smaller ones
 UPDATE_PROBE = 64  # of a measured update of a classifier
-LONG_ENOUGH = 0.5  # seconds of a run that times a step
+LONG_ENOUGH = 0.5  # seconds of the steps that are timed
 MOST_STEPS = 256  # of such a run
 GPU_FLOPS = 30e12  # a second, of a GPU that is a fifth busy at 150 TFLOP/s in bf16
 
@@ -281,7 +281,9 @@ def _smaller(
         update={
             "shard_per_class": None,
             "real_per_class": max(1, round(share * config.real_per_class)),
-            "micro_batch": probe,
+            "micro_batch": probe if config.micro_batch == "auto" else config.micro_batch,
+            "kept_graphs": probe,
+            "basis": "latent",  # directions are found once
         }
     )
     members = [rows.class_indices(label)[:few] for label in range(rows.num_classes)]
@@ -339,8 +341,9 @@ def _per_step(work: Callable[[int], object], few: int = 1) -> Cost:
         return time.perf_counter() - begun
 
     timed(few)  # compiles
-    seconds, longer, more = 0.0, 0.0, few
-    while longer < LONG_ENOUGH and more < MOST_STEPS:
+    seconds = shorter = longer = 0.0
+    more = few
+    while longer - shorter < LONG_ENOUGH and more < MOST_STEPS:
         more = min(4 * more, MOST_STEPS)
         shorter, longer = timed(few), timed(more)
         # On a busy machine the shorter run may take longer: then all of the longer one is counted.

@@ -67,7 +67,7 @@ def train_classifier(
     config: EvaluationConfig,
     seed: int,
     label: str = "classifier",
-    at_update: Callable[[int, float], None] | None = None,
+    at_update: Callable[[int, Tensor], None] | None = None,
     checkpoint: Checkpoint | None = None,
     noted: dict[str, Tensor] | None = None,
 ) -> int:
@@ -79,7 +79,7 @@ def train_classifier(
         config: the protocol.
         seed: of the order of the images and of the augmentations.
         label: what the progress bar says.
-        at_update: called with the number of updates done and the batch's loss.
+        at_update: called with the number of updates done and the batch's loss, a scalar tensor.
         checkpoint: where to keep snapshots, to go on after a kill; one of the end is left there.
         noted: what ``at_update`` writes down; kept in the snapshots, and filled from them.
 
@@ -122,7 +122,7 @@ def train_classifier(
         loss.backward()
         optimiser.step()
         if at_update is not None:
-            at_update(update + 1, float(loss.detach()))
+            at_update(update + 1, loss.detach())
         if checkpoint is not None and update + 1 < total:
             checkpoint.offer(update + 1, lambda: _state(network, optimiser, noted))
     if not loss.isfinite():
