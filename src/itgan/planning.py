@@ -324,13 +324,13 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
-def _per_step(work: Callable[[int], object], few: int = 1) -> Cost:
+def _per_step(work: Callable[[int], object]) -> Cost:
     """The cost of a step: the difference of two short runs, which cancels what is done once.
 
     The first steps of a process are slow ones, so small steps are timed in longer runs.
     """
     counts = []
-    for steps in (few, few + 1):
+    for steps in (1, 2):
         with FlopCounter() as counter, torch.compiler.set_stance("force_eager"):
             work(steps)
         counts.append(counter.total)
@@ -340,14 +340,14 @@ def _per_step(work: Callable[[int], object], few: int = 1) -> Cost:
         work(steps)
         return time.perf_counter() - begun
 
-    timed(few)  # compiles
+    timed(1)  # compiles
     seconds = shorter = longer = 0.0
-    more = few
+    more = 1
     while longer - shorter < LONG_ENOUGH and more < MOST_STEPS:
         more = min(4 * more, MOST_STEPS)
-        shorter, longer = timed(few), timed(more)
+        shorter, longer = timed(1), timed(more)
         # On a busy machine the shorter run may take longer: then all of the longer one is counted.
-        seconds = (longer - shorter) / (more - few) if longer > shorter else longer / more
+        seconds = (longer - shorter) / (more - 1) if longer > shorter else longer / more
     return Cost(seconds=seconds, flops=float(counts[1] - counts[0]))
 
 
