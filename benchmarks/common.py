@@ -18,13 +18,14 @@ from itgan.generators import ENCODER, RAW, biggan_from_state, find_generator
 from itgan.generators.biggan import BigGAN, BigGANShape
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Options of every benchmark."""
+def parser(description: str, *, alternating: bool = True) -> argparse.ArgumentParser:
+    """Options of every benchmark, and of those that time several runs."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--runs", type=int, default=5, help="alternating runs; medians are printed")
+    if alternating:
+        made.add_argument("--runs", type=int, default=5, help="of which medians are printed")
     return made
 
 

@@ -25,6 +25,7 @@ from itgan.embedding import NetworkSpec, load_network, save_network, train_extra
 from itgan.encoder import Encoder, train_encoder
 from itgan.generators import FrozenGenerator
 from itgan.inversion import invert
+from itgan.latents import LatentBank
 from itgan.networks import Network
 from itgan.reconstruction import Objective
 from itgan.splits import stratified
@@ -82,9 +83,9 @@ def main() -> None:
         learning = seconds(lambda: train_encoder(objective, 0).save(file))
     encoder = Encoder.load(file)
 
-    def fast(count: int) -> float:
+    def fast(count: int) -> LatentBank:
         changed = config.model_copy(update={"steps": count})
-        return distance(invert(generator, images, changed, 0, extractor, encoder=encoder).latents)
+        return invert(generator, images, changed, 0, extractor, encoder=encoder)
 
     state = {name: t.detach() for name, t in model.state_dict().items()}
     note = out / f"plain-{args.images}-{args.steps}-{args.learning_rate:g}.json"
@@ -106,8 +107,12 @@ def main() -> None:
     )
     print(f"our first two steps, which compile: {seconds(lambda: fast(2)):.1f} s")
     for count in args.ours:
-        found = fast(count)
-        print(f"encoder    {count} steps, distance {found:.5f}", flush=True)
+        bank = fast(count)
+        found, (passes,) = distance(bank.latents), bank.history["passes"]
+        print(
+            f"encoder    {count} steps, distance {found:.5f}, {passes:.1f} passes an image",
+            flush=True,
+        )
         if found <= goal and not args.pick:
             break
     if args.pick:

@@ -22,7 +22,7 @@ STAGES = {
 
 def main() -> None:
     """Measure."""
-    options = parser(__doc__)
+    options = parser(__doc__, alternating=False)
     options.add_argument("--recipe", default="digits", choices=RECIPES)
     options.add_argument("--dataset", help="where the recipe's images lie")
     options.add_argument("--steps", type=int, help="of inversion and condensation; fewer updates")

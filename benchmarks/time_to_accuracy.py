@@ -39,7 +39,7 @@ from itgan.splits import stratified
 
 def main() -> None:
     """Measure."""
-    options = parser(__doc__)
+    options = parser(__doc__, alternating=False)
     data_options(options)
     options.add_argument("--latents", type=int, default=50, help="of each class")
     options.add_argument("--real", type=int, default=128, help="images of each class")
