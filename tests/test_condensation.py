@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import STRATEGY, draw_augmentation
 from itgan.condensation import condense
-from itgan.configs import CondensationConfig, InversionConfig
+from itgan.configs import CondensationConfig, InversionConfig, PoolConfig
 from itgan.directions import principal_directions
 from itgan.drawing import Partners, draw_embeddings, draw_real, real_statistics
 from itgan.errors import InputError
@@ -129,47 +129,56 @@ def latents_for(dtype):
 
 
 def latent_gradient(problem, latents):
-    """The whole gradient, and the values of L_con and R."""
+    """The whole gradient, and the loss with its parts."""
     gradient = torch.full_like(latents, torch.nan)
 
     def keep(positions, part):
         assert gradient[positions].isnan().all()  # each latent once
         gradient[positions] = part
 
-    return gradient, *map(float, descend(problem, latents.__getitem__, keep))
+    return gradient, astuple(descend(problem, latents.__getitem__, keep))
 
 
 def eq11(case, real, z):
-    """Eq. 9 to 11 as method.md writes them, class by class; means over the draws."""
-    l_con, regulariser = z.new_zeros(()), z.new_zeros(())
+    """Eq. 9 to 11 as method.md writes them, class by class, and the cross-entropy; means over
+    the draws."""
+    l_con, regulariser, entropy = (z.new_zeros(()) for _ in range(3))
     for draw in case.draws:
         for c, x in real.items():
             psi, augment = draw.network.embed, draw.augmentations[c]
             made = case.generator(z[case.labels == c], case.labels[case.labels == c])
             difference = psi(x, augment).mean(0) - psi(made, augment).mean(0)
             l_con = l_con + difference.pow(2).sum()
+            logits = draw.network.classifier(psi(made, augment))
+            entropy = entropy - logits.log_softmax(1)[:, c].mean()
             if case.partners is not None:
                 x_i = case.partners[case.labels == c]
                 pairs = (psi(x_i, augment) - psi(made, augment)).pow(2).sum(1)
                 regulariser = regulariser + pairs.mean()
-    l_con, regulariser = l_con / len(case.draws), regulariser / len(case.draws)
-    lam = case.lambda_reg
-    return (1 - lam) * l_con + lam * regulariser, l_con, regulariser
+    parts = [part / len(case.draws) for part in (l_con, regulariser, entropy)]
+    weights = (1 - case.lambda_reg, case.lambda_reg, case.lambda_class)
+    loss = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    return loss, *parts[:2], parts[2] if case.lambda_class else torch.zeros(())
 
 
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
-@pytest.mark.parametrize("lambda_reg", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("lambda_reg", "lambda_class"), [(0.0, 0.0), (0.3, 0.0), (1.0, 0.0), (0.0, 0.7), (0.3, 2.0)]
+)
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_the_two_passes_give_the_gradient_of_eq_11(dtype, rtol, lambda_reg, micro_batch, draws):
+def test_the_two_passes_give_the_gradient_of_eq_11_and_of_the_cross_entropy(
+    dtype, rtol, lambda_reg, lambda_class, micro_batch, draws
+):
     case, real = problem(dtype, lambda_reg, micro_batch, draws)
+    case = replace(case, lambda_class=lambda_class)
     z = latents_for(dtype).requires_grad_(True)
-    loss, l_con, regulariser = eq11(case, real, z)
+    loss, *parts = eq11(case, real, z)
     (expected,) = torch.autograd.grad(loss, z)
-    gradient, found_l_con, found_regulariser = latent_gradient(case, z.detach())
+    gradient, values = latent_gradient(case, z.detach())
     assert float((gradient - expected).norm() / expected.norm()) < rtol
-    assert found_l_con == pytest.approx(float(l_con.detach()), rel=rtol)
-    assert found_regulariser == pytest.approx(float(regulariser.detach()), rel=rtol)
+    for found, value in zip(values, (loss, *parts), strict=True):
+        assert float(found) == pytest.approx(float(value.detach()), rel=rtol)
 
 
 @pytest.mark.parametrize("per_class", [1, 7, 100, 1250])
@@ -190,13 +199,12 @@ def test_two_passes_equal_one_for_any_number_of_latents(dtype, rtol, per_class):
         problem = Problem(toy, labels, draws, means, partners, 0.1, micro_batch, "fp32")
         return *latent_gradient(problem, z), len(toy.sizes)
 
-    gradient, l_con, regulariser, passes = case(2 * per_class)
-    parts, l_con_in_parts, regulariser_in_parts, parts_passes = case(max(1, per_class // 3))
+    gradient, values, passes = case(2 * per_class)
+    parts, values_in_parts, parts_passes = case(max(1, per_class // 3))
     assert passes == 1
     assert parts_passes >= 3  # two passes over two parts or more, the last one's graph kept
     assert float((parts - gradient).norm() / gradient.norm()) < rtol
-    assert l_con_in_parts == pytest.approx(l_con, rel=rtol)
-    assert regulariser_in_parts == pytest.approx(regulariser, rel=rtol)
+    assert [*map(float, values_in_parts)] == pytest.approx([*map(float, values)], rel=rtol)
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 100])
@@ -207,7 +215,7 @@ def test_graphs_that_are_kept_save_passes_and_change_no_bit(kept):
     toy = Toy(torch.float32)
     found = latent_gradient(replace(case, generator=toy, kept_graphs=kept), z)
     assert torch.equal(found[0], expected[0])
-    assert found[1:] == expected[1:]
+    assert [*map(float, found[1])] == [*map(float, expected[1])]
     assert len(toy.sizes) == 6 - min(kept, 3)
 
 
@@ -311,9 +319,9 @@ def test_the_two_passes_give_the_gradient_of_gradient_matching(micro_batch):
         statistics.append(torch.stack(rows))
     (expected,) = torch.autograd.grad(loss, z)
     case = replace(case, real_means=statistics, discrepancy=match)
-    gradient, value, _ = latent_gradient(case, z.detach())
+    gradient, values = latent_gradient(case, z.detach())
     # Losses are taken in fp32, whatever the precision of the networks.
-    assert value == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float(values[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
 
 
@@ -343,7 +351,7 @@ def test_a_network_for_each_class_changes_no_other_class(images):
 def test_several_draws_give_the_mean_of_their_gradients():
     case, _ = problem(torch.float64, 0.3, 3)
     z = latents_for(torch.float64)
-    both, *values = latent_gradient(case, z)
+    both, values = latent_gradient(case, z)
     single = []
     for k in range(2):
         one = Problem(
@@ -358,7 +366,8 @@ def test_several_draws_give_the_mean_of_their_gradients():
         )
         single.append(latent_gradient(one, z))
     torch.testing.assert_close(both, (single[0][0] + single[1][0]) / 2)
-    assert values == pytest.approx([(a + b) / 2 for a, b in zip(*single, strict=True)][1:])
+    means = [float(a + b) / 2 for a, b in zip(single[0][1], single[1][1], strict=True)]
+    assert [*map(float, values)] == pytest.approx(means)
 
 
 @pytest.mark.parametrize("lambda_reg", [0.0, 0.5])
@@ -385,10 +394,10 @@ def test_equal_sets_have_no_loss_and_no_gradient(images, lambda_reg):
             Identity(), chosen.labels, draws, real_means, partners, lambda_reg, 3, "fp32"
         )
 
-    gradient, l_con, regulariser = latent_gradient(case(means), z)
-    elsewhere, other_l_con, _ = latent_gradient(case([m.flip(0) for m in means]), z)
-    assert l_con < 1e-25 * other_l_con
-    assert regulariser == 0
+    gradient, values = latent_gradient(case(means), z)
+    elsewhere, others = latent_gradient(case([m.flip(0) for m in means]), z)
+    assert float(values[1]) < 1e-25 * float(others[1])
+    assert float(values[2]) == 0
     assert float(gradient.norm()) < 1e-12 * float(elsewhere.norm())
 
 
@@ -415,7 +424,7 @@ def test_a_step_does_not_wait_for_the_device(images, kind, group):
         lambda chunk: adam.latents[rows[chunk]],
         lambda chunk, gradient: adam.step(rows[chunk], gradient),
     )
-    assert all(value.device == meta for value in found)
+    assert all(value.device == meta for value in astuple(found))
 
 
 # One step and the whole loop, in closed form
@@ -453,6 +462,39 @@ def test_condensing_pixels_in_pixel_space_is_known_in_closed_form(images, lambda
         assert bank.history["regulariser"] == pytest.approx(regularisers, rel=1e-5)
     norm = float(z.detach().flatten(1).norm(dim=1).mean())
     assert bank.history["norm"][-1] == pytest.approx(norm, rel=1e-5)
+
+
+def test_images_come_to_be_classified_by_the_network_that_is_drawn(images):
+    network = convnet(0)
+    trained = PoolConfig(kind="snapshots")
+    config = changed(
+        steps=60, real_per_class=100, lambda_class=50, pool=trained, augmentation="none"
+    )
+    plain = changed(config, lambda_class=0, pool=PoolConfig())
+    start = sample_latents(Toy(), images)
+    banks = [condense(Toy(), start, images, c, pool=Always(network)) for c in (plain, config)]
+    right = [
+        float((network(Toy()(b.latents, b.labels)).argmax(1) == b.labels).float().mean())
+        for b in banks
+    ]
+    assert right[1] > right[0] + 0.3
+    history = banks[1].history
+    assert history["classification"][-1] < 0.9 * history["classification"][0]
+    total = history["matching"][7] + 50 * history["classification"][7]
+    assert history["loss"][7] == pytest.approx(total, rel=1e-5)
+    assert "classification" not in banks[0].history
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "untrained networks cannot classify"),
+        ({"pool": PoolConfig(kind="snapshots"), "layers": "all"}, "leave layers out"),
+    ],
+)
+def test_only_trained_networks_last_layers_classify(fields, message):
+    with pytest.raises(ValueError, match=message):
+        changed(lambda_class=1, **fields)
 
 
 def test_condensation_brings_the_class_means_together(images):

@@ -875,7 +875,9 @@ def test_published_constants_name_other_cells(experiment):
 @pytest.fixture(scope="module")
 def improved(file, digits, tmp_path_factory):
     """A run of itgan beside itgan-plus with soft labels; not to be changed."""
-    plus = {"steps": 2, "real_per_class": 4, "gains_rate": 0.05}
+    brief = {"updates": 4, "batch_size": 16}
+    pool = {"kind": "snapshots", "networks": 1, "training": brief}
+    plus = {"steps": 2, "real_per_class": 4, "gains_rate": 0.05, "pool": pool}
     changes = {
         "sources": ("real", "random", "itgan", "itgan-plus"),
         "plus": {**PLUS, **plus},
@@ -932,7 +934,7 @@ def test_the_set_of_itgan_plus_is_stored_with_its_gains(improved):
     tuned = made.generator.with_tables(bank.tables)
     assert torch.equal(stored.images(), tuned(bank.latents, bank.labels))
     assert stored.generator.fingerprint == tuned.fingerprint != made.generator.fingerprint
-    assert bank.provenance["config"]["layers"] == "all"
+    assert bank.provenance["config"]["lambda_class"] == PLUS["lambda_class"]
 
 
 def test_soft_labels_are_the_extractor_s(improved):
@@ -960,7 +962,8 @@ def test_additions_and_soft_labels_leave_other_cells_as_they_were(experiment):
     more = (*SOURCES, "itgan-plus")
     after = names(experiment(sources=more, soft_labels=True, plus={"steps": 9}).trials())
     assert before.items() <= after.items()
-    for field, value in (("layers", "last"), ("average", 0.0), ("gains_rate", 0.0)):
+    unused = (("layers", "last"), ("average", 0.0), ("gains_rate", 0.0), ("lambda_class", 0.0))
+    for field, value in unused:
         assert names(experiment(condensation={field: value}).trials()) == before
     for field, value in (("layers", "all"), ("average", 0.5), ("gains_rate", 0.1)):
         changed = names(experiment(condensation={field: value}).trials())

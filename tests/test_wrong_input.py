@@ -270,8 +270,13 @@ CASES = [
         "layers: gradients are of all layers already",
     ),
     Case(
+        "untrained networks that classify",
+        "run digits --condensation.lambda-class 1",
+        "lambda_class: untrained networks cannot classify; give pool.kind snapshots",
+    ),
+    Case(
         "gains in several shards",
-        "run digits --sources itgan-plus --plus.shard-per-class 3",
+        "run digits --sources itgan-plus --plus.shard-per-class 3 --plus.gains-rate 0.001",
         "plus.gains_rate=0.001: shard_per_class=3 deals the 10 latents of a class into",
     ),
     Case(

@@ -4,6 +4,8 @@
     Eq. 10  R     = sum_c mean_i || psi(A(x_i)) - psi(A(G(z_i))) ||^2    x_i: the row z_i is from
     Eq. 11  L     = (1 - lambda) L_con + lambda R
 
+``lambda_class`` adds the cross-entropy of the generated images in psi, a trained one, to L.
+
 At every step psi (a network of the pool) and, for each class, A (one Siamese augmentation for
 all its images, real and synthetic) are drawn anew.
 
@@ -49,7 +51,7 @@ from itgan.latents import (
 from itgan.networks import Network, couples_images
 from itgan.progress import say, track
 from itgan.randomness import ambient, derive, derive_seed
-from itgan.two_pass import Problem, descend
+from itgan.two_pass import Problem, Values, descend
 
 PROBE = 160  # latents at least that a micro-batch is measured with
 AVERAGE = "average."  # before the names of means in a snapshot
@@ -97,8 +99,10 @@ def condense(
     Returns:
         A bank with stage ``condensed``; with ``average`` its latents (and tables) are means over
         the last steps, with ``gains_rate`` it brings class tables. Its history has ``loss``
-        (Eq. 11), ``matching`` (Eq. 9) and, where lambda is not zero, ``regulariser`` (Eq. 10), as
-        means over shards, and ``norm``, the mean norm of the latents, for each step.
+        (Eq. 11, and ``lambda_class`` times the cross-entropy), ``matching`` (Eq. 9) and, where
+        their weights are not zero, ``regulariser`` (Eq. 10) and ``classification`` (the
+        cross-entropy, summed over classes), as means over shards, and ``norm``, the mean norm of
+        the latents, for each step.
 
     Raises:
         InputError: bank, generator and images do not belong together; a class has no real
@@ -128,7 +132,8 @@ def condense(
     gains = Gains(used, config.gains_rate) if config.gains_rate else None
     tables = bank.tables if gains is None else gains.tables
     mean = _Mean(config.steps - round(config.average * config.steps))
-    names = ("loss", "matching", "regulariser", "norm")
+    names = ["loss", "matching", "regulariser", "norm"]
+    names += ["classification"] if config.lambda_class else []
     dtype = bank.latents.dtype
     curves = torch.zeros(len(names), config.steps, dtype=dtype, device=device)
     begun, micro_batch = 0, config.micro_batch
@@ -169,14 +174,16 @@ def condense(
                     config.kept_graphs,
                     compiled,
                     [] if gains is None else list(gains.tables.values()),
+                    config.lambda_class,
                 )
-                l_con, r = _descend(problem, optimiser, send(rows, device))
-            loss = (1 - config.lambda_reg) * l_con + config.lambda_reg * r  # Eq. 11
-            curves[:3, step] += torch.stack([loss, l_con, r])
+                values = _descend(problem, optimiser, send(rows, device))
+            curves[:3, step] += torch.stack([values.loss, values.matching, values.regulariser])
+            if config.lambda_class:
+                curves[4, step] += values.classification
         if gains is not None:
             gains.step(send(torch.tensor(list(members)), device))
         mean.take(step, {"latents": optimiser.latents, **_prefixed(TABLES, tables)})
-        curves[:3, step] /= len({where[0] for where, _ in dealt})
+        curves[:, step] /= len({where[0] for where, _ in dealt})
         curves[3, step] = optimiser.latents.flatten(1).norm(dim=1).mean()
         if checkpoint is not None:
             extra = {"curves": curves, "micro_batch": torch.tensor(micro_batch), **mean.state()}
@@ -275,8 +282,8 @@ def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _descend(
     problem: Problem, optimiser: LatentAdam | LatentSGD, rows: Int[Tensor, " n"]
-) -> tuple[Tensor, Tensor]:
-    """One step of the latents at these rows of the bank; the values of L_con and R before it."""
+) -> Values:
+    """One step of the latents at these rows of the bank; the loss and its parts before it."""
     return descend(
         problem,
         lambda chunk: optimiser.latents[rows[chunk]],

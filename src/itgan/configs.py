@@ -241,6 +241,10 @@ class PoolConfig(Config):
         return {**own, "spacing": "cubic", "training": training}
 
 
+# Fields younger than stored results, which are named without them.
+LATER = ("start", "lambda_class", "layers", "average", "gains_rate", "schedule", "basis")
+
+
 class CondensationConfig(Config):
     """How latents are made informative (Eq. 9-11), by Adam."""
 
@@ -267,6 +271,11 @@ class CondensationConfig(Config):
         256, description="real images of a class in the independent batch"
     )
     lambda_reg: Share = Field(0.0, description="weight of the pairwise regulariser (Eq. 10)")
+    lambda_class: Weight = Field(
+        0.0,
+        description="weight of the cross-entropy of the generated images in the networks that are "
+        "drawn, where a trained pool's classify them (0: none)",
+    )
     matching: Literal["distribution", "gradient"] = Field(
         "distribution", description="what is matched between real and synthetic images"
     )
@@ -326,6 +335,16 @@ class CondensationConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _classifiers_are_trained(self) -> "CondensationConfig":
+        if self.lambda_class and self.pool.kind == "random":
+            raise ValueError(
+                "lambda_class: untrained networks cannot classify; give pool.kind snapshots"
+            )
+        if self.lambda_class and self.layers == "all":
+            raise ValueError("lambda_class: the classifier reads the last layer; leave layers out")
+        return self
+
+    @model_validator(mode="after")
     def _schedules_are_of_adam(self) -> "CondensationConfig":
         if self.schedule != "constant" and self.optimiser != "adam":
             raise ValueError(f"schedule: {self.schedule} is for adam; sgd keeps its rate")
@@ -338,7 +357,7 @@ class CondensationConfig(Config):
         values = super().identity()
         if self.optimiser == "adam":
             del values["momentum"]
-        for name in ("start", "layers", "average", "gains_rate", "schedule", "basis"):
+        for name in LATER:
             if values[name] == CondensationConfig.model_fields[name].default:
                 del values[name]
         random = self.pool.kind == "random"
@@ -347,10 +366,8 @@ class CondensationConfig(Config):
 
 
 PLUS: dict[str, Any] = {  # what itgan-plus adds to itgan
-    "embeddings_per_step": 2,
-    "layers": "all",
-    "average": 0.5,
-    "gains_rate": 0.001,
+    "pool": PoolConfig(kind="snapshots", networks=3, snapshots=20),
+    "lambda_class": 5.0,
 }
 
 

@@ -234,7 +234,7 @@ class Experiment(Banks):
             for augmented in ((True, False) if both else (True,))
         ]
         soft = self.config.soft_labels and source not in HARD
-        return [*forms, *([{"soft": True}] if soft else [])]
+        return [*forms, *([{"dtype": dtypes[0], "soft": True}] if soft else [])]
 
     @cached_property
     def _trials(self) -> list[Cell]:

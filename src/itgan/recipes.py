@@ -34,7 +34,7 @@ def digits() -> RunConfig:
             extractor=EvaluationConfig(updates=300, augmentation=DIGITS_AUGMENTATION),
         ),
         condensation=condensation,
-        plus=condensation.model_copy(update=PLUS),
+        plus=_plus(condensation, EvaluationConfig(updates=300, augmentation=DIGITS_AUGMENTATION)),
         # Budgets of the baselines: docs/choices.md.
         dm=CondensationConfig(
             optimiser="sgd",
@@ -66,7 +66,7 @@ def cifar10_smoke() -> RunConfig:
             extractor=EvaluationConfig(updates=300, precision="bf16", compile=True),
         ),
         condensation=condensation,
-        plus=condensation.model_copy(update=PLUS),
+        plus=_plus(condensation, EvaluationConfig(updates=300, precision="bf16", compile=True)),
         dm=CondensationConfig(
             optimiser="sgd", learning_rate=1.0, steps=100, real_per_class=64, precision="bf16"
         ),
@@ -86,8 +86,10 @@ def cifar10_cpu() -> RunConfig:
         micro_batch=40,
         kept_graphs=16,
     )
-    # Rate and schedule: docs/choices.md.
-    condensation = matching.model_copy(update={"schedule": "cosine", "learning_rate": 0.03})
+    # Rate, schedule and coordinates, and what itgan-plus adds: docs/choices.md.
+    quick = {"schedule": "cosine", "learning_rate": 0.1, "basis": "principal", "steps": 200}
+    condensation = matching.model_copy(update=quick)
+    plus = condensation.model_copy(update={"start": "random", "steps": 100, "kept_graphs": 50})
     return RunConfig(
         recipe="cifar10-cpu",
         dataset="cifar10-jpeg",
@@ -105,7 +107,7 @@ def cifar10_cpu() -> RunConfig:
             extractor=training.model_copy(update={"updates": 3000, "batch_size": 256}),
         ),
         condensation=condensation,
-        plus=condensation.model_copy(update=PLUS),
+        plus=_plus(plus, training.model_copy(update={"updates": 1000, "batch_size": 128})),
         dm=matching.model_copy(update={"optimiser": "sgd", "learning_rate": 1.0}),
         evaluation=training,
     )
@@ -125,12 +127,18 @@ def _paper(name: str, classes: int, shard: int) -> RunConfig:
         sources=("real", "gan", "gan-fresh", "inversion", "itgan"),
         inversion=InversionConfig(steps=5000, extractor=EvaluationConfig()),
         condensation=condensation,
-        plus=condensation.model_copy(update={**PLUS, "shard_per_class": None}),
+        plus=_plus(condensation.model_copy(update={"shard_per_class": None}), EvaluationConfig()),
         dm=CondensationConfig(
             steps=20_000, optimiser="sgd", learning_rate=10.0, real_per_class=256
         ),
         evaluation=EvaluationConfig(network="resnet18", curve_points=200),
     )
+
+
+def _plus(condensation: CondensationConfig, training: EvaluationConfig) -> CondensationConfig:
+    """With what itgan-plus adds, its pool trained so."""
+    pool = PLUS["pool"].model_copy(update={"training": training})
+    return condensation.model_copy(update={**PLUS, "pool": pool})
 
 
 def _condensing(config: RunConfig, **changes: object) -> RunConfig:

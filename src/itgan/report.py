@@ -43,7 +43,8 @@ SOURCES = {
     "gan-fresh": "the frozen generator on new random latents in every batch: unlimited images",
     "inversion": "the frozen generator on latents that reproduce real training images",
     "itgan": "the frozen generator on those latents after condensation: made to be learnt from",
-    "itgan-plus": "itgan with this project's additions, at the same number of bytes",
+    "itgan-plus": "itgan with this project's additions: the networks that it is matched in are "
+    "trained, and classify its images, too",
     "dm": "pixels optimised by distribution matching",
     "dc": "pixels optimised by gradient matching",
     "herding": "the real images whose features best follow the mean of their class",

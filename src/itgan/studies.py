@@ -90,6 +90,7 @@ class Scale:
         fewer_dimensions: of latents, in the study of accuracy and bytes.
         main: the experiment of those studies.
         schedules: changes to the evaluation, by name: a short and a long training.
+        more: latents of IT-GAN plus in int8, in the place of one in fp32, in fewer bytes.
         networks: the paper's architectures.
     """
 
@@ -107,6 +108,7 @@ class Scale:
     fewer_dimensions: int
     main: RunConfig
     schedules: Mapping[str, Mapping[str, Any]]
+    more: int = 4
     networks: Mapping[str, str] = field(default_factory=lambda: NETWORKS)
 
 
@@ -148,13 +150,13 @@ def paper_scale() -> Scale:
 def cpu_scale() -> Scale:
     """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator.
 
-    Six sets with two networks each; an interval is over sets. Large networks, three sets with one
-    each, take as many updates as 60 epochs of a set of 500 images have.
-    Tables 4 to 7 take 100 steps at a constant rate, as the paper's have one. Tables 5 and 6 draw
-    fewer real images, for every shard draws its own.
+    Six sets with two networks each, four in the ablations; an interval is over sets. Large
+    networks, three sets with one each, take as many updates as 60 epochs of a set of 500 images
+    have. Tables 4 to 7 take 100 steps at a constant rate, as the paper's have one. Tables 5 and
+    6 draw fewer real images, for every shard draws its own.
     """
-    short = {"steps": 100, "schedule": "constant", "learning_rate": 0.01}
-    base = vary(cifar10_cpu(), {"condensation": short})
+    short = {"steps": 100, "schedule": "constant", "learning_rate": 0.01, "basis": "latent"}
+    base = vary(cifar10_cpu(), {"condensation": short, "latent_seeds": (0, 1, 2, 3)})
     return Scale(
         whole={"CIFAR10": cifar10_cpu()},
         bound={"updates": None, "epochs": 10},
@@ -169,11 +171,7 @@ def cpu_scale() -> Scale:
         few=base,
         many=vary(base, {"condensation": {"real_per_class": 32}}),
         shards=(50, 25, 13, 10),
-        pool={
-            "networks": 3,
-            "snapshots": 20,
-            "training": {"updates": 2000, "precision": "bf16", "compile": True},
-        },
+        pool=cifar10_cpu().plus.pool.model_dump(exclude={"kind", "window"}),
         sizes=(10, 50, 100),
         fewer_dimensions=32,
         main=cifar10_cpu(),
@@ -193,7 +191,11 @@ def smoke_scale() -> Scale:
             "network_seeds": (0,),
             "inversion": {"steps": 2, "extractor": short},
             "condensation": {"steps": 2, "real_per_class": 8},
-            "plus": {"steps": 2, "real_per_class": 8},
+            "plus": {
+                "steps": 2,
+                "real_per_class": 8,
+                "pool": {"networks": 1, "training": short},
+            },
             "dm": {"steps": 2, "real_per_class": 8},
             "evaluation": {**short, "curve_points": 0},
         },
@@ -351,7 +353,8 @@ def _sources(scale: Scale) -> Iterator[Entry]:
         for schedule, change in scale.schedules.items():
             config = vary(scale.main, {"latents_per_class": size, "evaluation": change})
             for row, source in SOURCES.items():
-                yield Entry(row, f"{size}, {schedule}", config, source)
+                chosen = _in_int8(scale, config) if source == "itgan-plus" else config
+                yield Entry(row, f"{size}, {schedule}", chosen, source)
 
 
 def _rate(scale: Scale) -> Iterator[Entry]:
@@ -370,33 +373,41 @@ def _rate(scale: Scale) -> Iterator[Entry]:
             yield Entry(row, f"{size}", config, SOURCES[row])
 
 
+def _in_int8(scale: Scale, config: RunConfig) -> RunConfig:
+    """With more latents, each in a quarter of the bytes; of a whole training set all it has."""
+    size = config.latents_per_class and scale.more * config.latents_per_class
+    return vary(config, {"latents_per_class": size, "dtypes": ("int8",)})
+
+
 def _plus(scale: Scale) -> Iterator[Entry]:
-    """Each addition alone, all of them, four int8 latents in the place of one, and soft labels."""
+    """Additions to IT-GAN, one by one and together, and soft labels."""
     plain, most = scale.main.condensation.model_dump(), scale.main.plus.model_dump()
+    pool = {"pool": most["pool"]}
     additions = {
-        "several networks": "embeddings_per_step",
-        "all layers": "layers",
-        "mean of the last": "average",
-        "class gains too": "gains_rate",
+        "several networks": {"embeddings_per_step": 2},
+        "all layers": {"layers": "all"},
+        "mean of the last": {"average": 0.3},
+        "class gains too": {"gains_rate": 0.001},
+        "trained networks": pool,
+        "trained networks classify": {**pool, "lambda_class": most["lambda_class"]},
     }
     for schedule, change in scale.schedules.items():
         once = vary(scale.main, {"evaluation": change})
+        many = _in_int8(scale, once)
         yield Entry("Random", schedule, once, "random")
         yield Entry("IT-GAN", schedule, once, "itgan")
-        for row, field_name in additions.items():
-            alone = {"plus": {**plain, field_name: most[field_name]}}
-            yield Entry(f"IT-GAN, {row}", schedule, vary(once, alone), "itgan-plus")
-        pool = {"kind": "snapshots", "window": (0.0, 1.0), **scale.pool}
-        trained = vary(once, {"plus": {**plain, "pool": pool}})
-        yield Entry("IT-GAN, trained networks", schedule, trained, "itgan-plus")
-        yield Entry("IT-GAN plus", schedule, once, "itgan-plus")
-        if size := once.latents_per_class:
-            four = vary(once, {"latents_per_class": 4 * size, "dtypes": ("int8",)})
-            yield Entry("IT-GAN, four in int8", schedule, four, "itgan")
-            yield Entry("IT-GAN plus, four in int8", schedule, four, "itgan-plus")
-        softly = vary(once, {"soft_labels": True})
-        for row in ("Random", "IT-GAN", "IT-GAN plus"):
-            yield Entry(f"{row}, soft labels", schedule, softly, SOURCES[row], "soft")
+        for row, addition in additions.items():
+            alone = vary(once, {"condensation": {**plain, **addition}})
+            yield Entry(f"IT-GAN, {row}", schedule, alone, "itgan")
+        untrained = {**most, "pool": plain["pool"], "lambda_class": 0.0}
+        yield Entry(
+            "IT-GAN, more in int8", schedule, vary(many, {"condensation": untrained}), "itgan"
+        )
+        yield Entry("IT-GAN plus", schedule, many, "itgan-plus")
+        softly = {"soft_labels": True}
+        yield Entry("Random, soft labels", schedule, vary(once, softly), "random", "soft")
+        yield Entry("IT-GAN, soft labels", schedule, vary(once, softly), "itgan", "soft")
+        yield Entry("IT-GAN plus, soft labels", schedule, vary(many, softly), "itgan-plus", "soft")
 
 
 STUDIES: Mapping[str, Study] = {

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -75,6 +76,7 @@ class Problem:
     kept_graphs: int = 1  # micro-batches that are not computed twice
     compile: bool = False  # not where the discrepancy needs second derivatives
     tuned: Sequence[Tensor] = ()  # leaves that the generator reads, and that are learned too
+    lambda_class: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,25 @@ def mean_weights(
     return members / members.sum(1, keepdim=True)
 
 
+@dataclass(frozen=True)
+class Values:
+    """A loss and what it consists of; scalars on the device."""
+
+    loss: Float[Tensor, ""]
+    matching: Float[Tensor, ""]  # Eq. 9
+    regulariser: Float[Tensor, ""]  # Eq. 10
+    classification: Float[Tensor, ""]
+
+
 def descend(
     problem: Problem,
     read: Callable[[slice], Tensor],
     step: Callable[[slice, Tensor], None],
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Give the gradient of Eq. 11 in the latents, micro-batch by micro-batch.
+) -> Values:
+    """Give the gradient of the loss in the latents, micro-batch by micro-batch.
+
+    The loss is Eq. 11, and ``lambda_class`` times the cross-entropy of the generated images in
+    the networks that were drawn, a mean over the images of each class, summed over classes.
 
     That in the leaves ``tuned`` is added to their ``grad``; they must not change meanwhile.
 
@@ -110,7 +125,7 @@ def descend(
             change then.
 
     Returns:
-        The values of L_con and R before, on the device.
+        The loss and its parts, before the latents change.
     """
     match, draws, n = problem.discrepancy, problem.draws, len(problem.labels)
     first = read(slice(0, 1))
@@ -155,7 +170,7 @@ def descend(
         l_con = l_con + value.detach() / len(draws)
 
     # Second pass: the same constants, pulled back to the latents. What was kept goes first.
-    regulariser = torch.zeros((), device=device)
+    regulariser, classification = (torch.zeros((), device=device) for _ in range(2))
     for k in reversed(range(len(chunks))):
         chunk, made = chunks[k], kept.pop(k, None) or forward(chunks[k], graph=True)
         pulled = [(d * part).sum() for d, part in zip(directions, made.parts, strict=True)]
@@ -164,11 +179,32 @@ def descend(
             r = _regulariser(problem, chunk, made.features, weights[:, chunk].sum(0))
             loss = loss + problem.lambda_reg * r
             regulariser = regulariser + r.detach() / len(draws)
+        if problem.lambda_class:
+            each = weights[:, chunk].sum(0)
+            entropy = _classification(draws, made.features, on_device[chunk], each)
+            loss = loss + problem.lambda_class * entropy
+            classification = classification + entropy.detach() / len(draws)
         gradient, *others = torch.autograd.grad(loss / len(draws), [made.latents, *problem.tuned])
         for leaf, part in zip(problem.tuned, others, strict=True):
             leaf.grad = part if leaf.grad is None else leaf.grad + part
         step(chunk, gradient)
-    return l_con, regulariser
+    loss = (1 - problem.lambda_reg) * l_con + problem.lambda_reg * regulariser  # Eq. 11
+    loss = loss + problem.lambda_class * classification
+    return Values(loss, l_con, regulariser, classification)
+
+
+def _classification(
+    draws: Sequence[Draw],
+    features: Sequence[Tensor],
+    labels: Int[Tensor, " k"],
+    weights: Float[Tensor, " k"],
+) -> Float[Tensor, ""]:
+    """A part of the cross-entropy, summed over draws."""
+    total = features[0].new_zeros(())
+    for draw, synthetic in zip(draws, features, strict=True):
+        logits = draw.network.classify(synthetic).to(synthetic.dtype)
+        total = total + (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    return total
 
 
 def _regulariser(
