@@ -107,7 +107,9 @@ def cifar10_cpu() -> RunConfig:
             extractor=training.model_copy(update={"updates": 3000, "batch_size": 256}),
         ),
         condensation=condensation,
-        plus=_plus(plus, training.model_copy(update={"updates": 1000, "batch_size": 128})),
+        plus=_plus(
+            plus, training.model_copy(update={"updates": 1000, "batch_size": 128}), (0.4, 1.0)
+        ),
         dm=matching.model_copy(update={"optimiser": "sgd", "learning_rate": 1.0}),
         evaluation=training,
     )
@@ -135,9 +137,13 @@ def _paper(name: str, classes: int, shard: int) -> RunConfig:
     )
 
 
-def _plus(condensation: CondensationConfig, training: EvaluationConfig) -> CondensationConfig:
-    """With what itgan-plus adds, its pool trained so."""
-    pool = PLUS["pool"].model_copy(update={"training": training})
+def _plus(
+    condensation: CondensationConfig,
+    training: EvaluationConfig,
+    window: tuple[float, float] = (0.0, 1.0),
+) -> CondensationConfig:
+    """With what itgan-plus adds, its pool trained so, and snapshots of these accuracies."""
+    pool = PLUS["pool"].model_copy(update={"training": training, "window": window})
     return condensation.model_copy(update={**PLUS, "pool": pool})
 
 
