@@ -957,6 +957,15 @@ def test_soft_labels_are_the_extractor_s(improved):
     assert all(made.extractor().name in {c.name for c in cell.inputs} for cell in trials)
 
 
+def test_soft_labels_go_with_the_first_storage_type(experiment):
+    made = experiment(sources=("random", "itgan"), dtypes=("int8", "fp32"), soft_labels=True)
+    soft = [cell.label for cell in made.trials() if "soft" in cell.label]
+    assert {label.split(",")[0] for label in soft} == {
+        "trial of random with soft labels",
+        "trial of itgan int8 with soft labels",
+    }
+
+
 def test_additions_and_soft_labels_leave_other_cells_as_they_were(experiment):
     before = names(experiment().trials())
     more = (*SOURCES, "itgan-plus")
