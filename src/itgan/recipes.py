@@ -89,7 +89,7 @@ def cifar10_cpu() -> RunConfig:
     # Rate, schedule and coordinates, and what itgan-plus adds: docs/choices.md.
     quick = {"schedule": "cosine", "learning_rate": 0.1, "basis": "principal", "steps": 200}
     condensation = matching.model_copy(update=quick)
-    plus = condensation.model_copy(update={"start": "random", "steps": 100, "kept_graphs": 50})
+    plus = condensation.model_copy(update={"start": "random", "kept_graphs": 25})
     return RunConfig(
         recipe="cifar10-cpu",
         dataset="cifar10-jpeg",

@@ -108,7 +108,7 @@ class Scale:
     fewer_dimensions: int
     main: RunConfig
     schedules: Mapping[str, Mapping[str, Any]]
-    more: int = 4
+    more: int = 2
     networks: Mapping[str, str] = field(default_factory=lambda: NETWORKS)
 
 
@@ -381,7 +381,7 @@ def _rate(scale: Scale) -> Iterator[Entry]:
 
 
 def _in_int8(scale: Scale, config: RunConfig) -> RunConfig:
-    """With more latents, each in a quarter of the bytes; of a whole training set all it has."""
+    """With more latents, a quarter of the bytes each; of a whole training set all it has."""
     size = config.latents_per_class and scale.more * config.latents_per_class
     return vary(config, {"latents_per_class": size, "dtypes": ("int8",)})
 
