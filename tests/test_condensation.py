@@ -466,11 +466,8 @@ def test_condensing_pixels_in_pixel_space_is_known_in_closed_form(images, lambda
 
 def test_images_come_to_be_classified_by_the_network_that_is_drawn(images):
     network = convnet(0)
-    trained = PoolConfig(kind="snapshots")
-    config = changed(
-        steps=60, real_per_class=100, lambda_class=50, pool=trained, augmentation="none"
-    )
-    plain = changed(config, lambda_class=0, pool=PoolConfig())
+    config = changed(steps=60, real_per_class=100, lambda_class=50, augmentation="none")
+    plain = changed(config, lambda_class=0)
     start = sample_latents(Toy(), images)
     banks = [condense(Toy(), start, images, c, pool=Always(network)) for c in (plain, config)]
     right = [
@@ -492,9 +489,9 @@ def test_images_come_to_be_classified_by_the_network_that_is_drawn(images):
         ({"pool": PoolConfig(kind="snapshots"), "layers": "all"}, "leave layers out"),
     ],
 )
-def test_only_trained_networks_last_layers_classify(fields, message):
-    with pytest.raises(ValueError, match=message):
-        changed(lambda_class=1, **fields)
+def test_only_trained_networks_last_layers_classify(images, fields, message):
+    with pytest.raises(InputError, match=message):
+        condense(Toy(), sample_latents(Toy(), images), images, changed(lambda_class=1, **fields))
 
 
 def test_condensation_brings_the_class_means_together(images):

@@ -272,7 +272,7 @@ CASES = [
     Case(
         "untrained networks that classify",
         "run digits --condensation.lambda-class 1",
-        "lambda_class: untrained networks cannot classify; give pool.kind snapshots",
+        "condensation.lambda_class=1: untrained networks cannot classify; give pool.kind snapsho",
     ),
     Case(
         "gains in several shards",

@@ -72,6 +72,21 @@ def check_together(network: Network, images: int, micro_batch: int) -> None:
         )
 
 
+def check_classifiers(config: CondensationConfig, pool: Pool | None = None) -> None:
+    """Refuse to let networks classify that cannot.
+
+    Raises:
+        InputError: they are untrained, unless a ``pool`` is given; or features are of all layers.
+    """
+    if not config.lambda_class:
+        return
+    weight = f"lambda_class={config.lambda_class:g}"
+    if pool is None and config.pool.kind == "random":
+        raise InputError(f"{weight}: untrained networks cannot classify; give pool.kind snapshots")
+    if config.layers == "all":
+        raise InputError(f"{weight}: classifiers read the last layer; leave layers out")
+
+
 def condense(
     generator: ConditionalGenerator,
     bank: LatentBank,
@@ -108,10 +123,11 @@ def condense(
         InputError: bank, generator and images do not belong together; a class has no real
             images; a row of the bank is not in ``real`` though lambda needs it; a pool with batch
             norm gets batches that do not fit one micro-batch; shards that are not there; gains
-            that the generator lacks, or in several shards.
+            that the generator lacks, or in several shards; untrained networks that classify.
     """
     config = config or CondensationConfig()
     check_fits(generator, bank, real)
+    check_classifiers(config, pool)
     check_gains(generator, config, int(bank.labels.bincount().max()))
     if shards is not None:
         bank, shards = _only(bank, config, shards)

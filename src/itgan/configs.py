@@ -335,16 +335,6 @@ class CondensationConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _classifiers_are_trained(self) -> "CondensationConfig":
-        if self.lambda_class and self.pool.kind == "random":
-            raise ValueError(
-                "lambda_class: untrained networks cannot classify; give pool.kind snapshots"
-            )
-        if self.lambda_class and self.layers == "all":
-            raise ValueError("lambda_class: the classifier reads the last layer; leave layers out")
-        return self
-
-    @model_validator(mode="after")
     def _schedules_are_of_adam(self) -> "CondensationConfig":
         if self.schedule != "constant" and self.optimiser != "adam":
             raise ValueError(f"schedule: {self.schedule} is for adam; sgd keeps its rate")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itgan.artefacts import digest
 from itgan.augment import parse_strategy
-from itgan.condensation import check_together
+from itgan.condensation import check_classifiers, check_together
 from itgan.configs import (
     CondensationConfig,
     Config,
@@ -169,8 +169,9 @@ class Setting:
 
         Raises:
             InputError: a network or an augmentation is unknown, or does not fit the images; or
-                gains are to be tuned that are not there, or in several shards; or the inversion
-                is to start from an encoder that the generator's file does not hold.
+                untrained networks are to classify; or gains are to be tuned that are not there,
+                or in several shards; or the inversion is to start from an encoder that the
+                generator's file does not hold.
         """
         config, data = self.config, self.data
         counts = self.subset(config.latent_seeds[0]).labels.bincount()
@@ -188,8 +189,10 @@ class Setting:
             try:
                 parse_strategy(stage.augmentation)
                 network = build_network(stage.network, data.image_shape, data.num_classes)
-                if isinstance(stage, CondensationConfig) and stage.layers == "all":
-                    network.require_blocks()
+                if isinstance(stage, CondensationConfig):
+                    check_classifiers(stage)
+                    if stage.layers == "all":
+                        network.require_blocks()
                 if name in used:
                     self._check_batches(network, stage, counts)
             except InputError as error:
