@@ -6,6 +6,7 @@ from scipy import stats
 
 from itgan import reproduction
 from itgan.claims import (
+    PAIRS,
     Claim,
     Difference,
     difference,
@@ -18,7 +19,7 @@ from itgan.claims import (
 from itgan.errors import InputError
 from itgan.reproduction import entries
 from itgan.run_configs import StudyConfig
-from itgan.studies import STUDIES, published
+from itgan.studies import SCALES, STUDIES, published
 
 REGISTER = Path(__file__).parents[1] / "docs" / "claims.toml"
 
@@ -215,3 +216,9 @@ def test_what_is_no_register_is_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(InputError, match="not a register of claims"):
         read_claims(path)
+
+
+@pytest.mark.parametrize("study", PAIRS)
+def test_differences_are_of_rows_that_a_study_has(study):
+    rows = {entry.row for entry in STUDIES[study].entries(SCALES["smoke"]())}
+    assert {row for pair in PAIRS[study] for row in pair} <= rows

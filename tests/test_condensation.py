@@ -420,7 +420,7 @@ def test_a_step_does_not_wait_for_the_device(images, kind, group):
     adam = LatentAdam(torch.zeros(len(labels), 6, device=meta), 0.1, decay_steps=9)
     rows = torch.arange(len(labels), device=meta)
     found = descend(
-        Problem(toy, labels, draws, means, partners, 0.1, 7, "fp32", match),
+        Problem(toy, labels, draws, means, partners, 0.1, 7, "fp32", match, lambda_class=2.0),
         lambda chunk: adam.latents[rows[chunk]],
         lambda chunk, gradient: adam.step(rows[chunk], gradient),
     )

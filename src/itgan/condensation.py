@@ -4,7 +4,8 @@
     Eq. 10  R     = sum_c mean_i || psi(A(x_i)) - psi(A(G(z_i))) ||^2    x_i: the row z_i is from
     Eq. 11  L     = (1 - lambda) L_con + lambda R
 
-``lambda_class`` adds the cross-entropy of the generated images in psi, a trained one, to L.
+``lambda_class`` adds the cross-entropy of the generated images in psi, a trained one, to L, as
+Improved Distribution Matching (Zhao et al., 2023) does in pixels.
 
 At every step psi (a network of the pool) and, for each class, A (one Siamese augmentation for
 all its images, real and synthetic) are drawn anew.
