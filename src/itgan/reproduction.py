@@ -65,6 +65,7 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
         same_bytes=same_bytes,
         few=_placed(scale.few, config, "CIFAR10"),
         main=_placed(scale.main, config, "CIFAR10"),
+        additions=_placed(scale.additions, config, "CIFAR10"),
         many=_placed(scale.many, config, "CIFAR10"),
     )
     found = list(STUDIES[name].entries(scale))
