@@ -110,7 +110,7 @@ def cifar10_cpu() -> RunConfig:
         plus=_plus(
             plus, training.model_copy(update={"updates": 1000, "batch_size": 128}), (0.4, 1.0)
         ),
-        dm=matching.model_copy(update={"optimiser": "sgd", "learning_rate": 1.0}),
+        dm=matching.model_copy(update={"optimiser": "sgd", "learning_rate": 10.0, "steps": 500}),
         evaluation=training,
     )
 
