@@ -241,12 +241,18 @@ def _interval(found: Difference) -> str:
 
 
 def _trainings(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many classifiers each figure is the mean of, and how long each was trained."""
-    alike: dict[str, list[str]] = {}
-    for row in rows:
-        networks = row["n"] // row["sets"]
-        said = f"{row['sets']} x {networks}, {row['updates']:,} updates"
-        alike.setdefault(said, []).append(f"{row['row']} {row['column']}")
+    """How many classifiers each figure is the mean of, and how long each was trained.
+
+    Told of whole columns or rows where their figures have it in common.
+    """
+    for fields in (("column",), ("row",), ("row", "column")):
+        alike: dict[str, dict[str, None]] = {}  # names in order, each once
+        for row in rows:
+            said = f"{row['sets']} x {row['n'] // row['sets']}, {row['updates']:,} updates"
+            alike.setdefault(said, {})[" ".join(row[field] for field in fields)] = None
+        named = [name for names in alike.values() for name in names]
+        if len(named) == len(set(named)):
+            break
     kinds = sorted(alike, key=lambda said: -len(alike[said]))
     others = [f"{said} ({'; '.join(alike[said])})" for said in kinds[1:]]
     return f"Sets x networks: {'; '.join([kinds[0], *others])}."
