@@ -191,7 +191,10 @@ def test_a_page_says_where_the_generator_pays_off_and_what_was_trained_longer():
 
 def test_figures_are_of_one_scale_that_measures_something(tmp_path):
     def keep(study, scale):
-        row = {"study": study, "scale": scale, "score_on": "test", "row": "a", "column": "b"}
+        place = {"study": study, "scale": scale, "score_on": "test", "row": "a", "column": "b"}
+        kind = dict.fromkeys(("source", "network", "dataset", "variant", "labels"), "")
+        sizes = dict.fromkeys(("updates", "latents_per_class", "images", "bytes"), 1)
+        row = {**place, **kind, **sizes, "trials": []}
         (tmp_path / f"{study}.json").write_text(json.dumps([row]))
 
     keep("table1", "cpu")

@@ -130,12 +130,72 @@ def test_figures_of_several_calls_are_kept_together(place, tmp_path):
     assert computed == []
 
 
+def study(tmp_path, name, *arguments):
+    """A smoke-scale study in a store of its own; the rows it keeps, and the cells it computed."""
+    place = tmp_path / f"at{len(list(tmp_path.iterdir()))}"
+    flags = ("--scale", "smoke", "--cells", f"{place}/cells", "--out", f"{place}/out")
+    assert main(["reproduce", name, *flags, "--results", f"{tmp_path}/kept", *arguments]) == 0
+    computed = artefacts.read_jsonl(place / "out" / "metrics.jsonl")
+    path = tmp_path / "kept" / f"{name}.json"
+    return json.loads(path.read_text()), [row["cell"].split("-")[0] for row in computed]
+
+
+def test_kept_trials_are_not_computed_again(tmp_path):
+    figure = ("--only", "GAN=2, 4 updates")
+    two, computed = study(tmp_path, "sources", *figure, "--latent-seeds", "0", "1")
+    assert computed == ["trial", "trial"]
+    assert study(tmp_path, "sources", *figure, "--latent-seeds", "0", "1") == (two, [])
+    # More sets join; a call for fewer, or for another figure, takes none away.
+    three, computed = study(tmp_path, "sources", *figure, "--latent-seeds", "0", "1", "2")
+    assert computed == ["trial"]
+    assert three[0]["trials"][:2] == two[0]["trials"]
+    assert study(tmp_path, "sources", *figure, "--latent-seeds", "0") == (three, [])
+    more, computed = study(tmp_path, "sources", "--only", "GAN=5, 4 updates")
+    assert (more[:1], len(more), computed) == (three, 2, ["trial"])
+    # Another study has the same trials.
+    _, computed = study(tmp_path, "fig5", "--only", "GAN=2", "GAN=5", "--latent-seeds", "0")
+    assert computed == []
+
+
+def test_a_kept_figure_of_another_experiment_is_forgotten(tmp_path):
+    figure = ("--only", "GAN=2, 4 updates")
+    rows, _ = study(tmp_path, "sources", *figure)
+    path = tmp_path / "kept" / "sources.json"
+    rows[0]["trials"][0] |= {"cell": "trial-of-an-older-recipe", "accuracy": 0.9}
+    path.write_text(json.dumps(rows))
+    (row,), computed = study(tmp_path, "sources", *figure)
+    assert computed == ["trial"]
+    assert row["trials"][0]["accuracy"] != 0.9
+
+
+def test_curves_are_kept_with_the_trials(tmp_path):
+    rows, computed = study(tmp_path, "fig3", "--only", "GAN")
+    assert len(rows[0]["trials"][0]["curve"]) == 2
+    assert computed == ["trial"]
+    assert study(tmp_path, "fig3", "--only", "GAN") == (rows, [])
+
+
+@pytest.mark.parametrize("content", ["{", "7", "[7]", '[{"trials": [{}]}]', '{"row": 1}'])
+def test_a_file_without_figures_is_refused(content, tmp_path, capsys):
+    (tmp_path / "sources.json").write_text(content)
+    flags = ("--scale", "smoke", "--results", f"{tmp_path}", "--cells", f"{tmp_path}/cells")
+    assert main(["reproduce", "sources", *flags, "--out", f"{tmp_path}/out"]) == 2
+    assert "not the figures of a study; remove it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_of_two_scales_do_not_mix(capsys):
+    results = Path(__file__).parents[1] / "results"
+    assert main(["reproduce", "sources", "--scale", "smoke", "--results", f"{results}"]) == 2
+    assert "holds figures of cpu scale; keep those of smoke" in capsys.readouterr().err
+
+
 def test_data_that_were_not_asked_for_are_not_looked_for():
     places = {"dataset100": "nowhere", "generator100": "nothing"}
     config = StudyConfig(scale="smoke", only=("CIFAR10=IT-GAN",), **places)
-    beside = [entry for entry, _, _ in _beside("table1", config, entries("table1", config))]
+    beside = _beside("table1", config, entries("table1", config))
     columns = ["GAN", "Inversion", "IT-GAN", "Upper-bound"]
-    assert [(entry.row, entry.column) for entry in beside] == [("CIFAR10", c) for c in columns]
+    assert list(beside) == [("CIFAR10", column) for column in columns]
 
 
 def test_a_register_chooses_what_its_claims_are_about(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The register of claims: what the paper says, judged by the kept figures of the studies."""
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from scipy import stats
 from itgan import artefacts
 from itgan.configs import Config
 from itgan.errors import InputError
+from itgan.kept import read_rows
 from itgan.reproduction import markdown_table
 from itgan.studies import STUDIES
 
@@ -118,13 +118,13 @@ def read_figures(folder: Path) -> Figures:
     """The figures of every study kept in a folder, as ``itgan reproduce --results`` wrote them.
 
     Raises:
-        InputError: there are none, or they are not of one scale, or of smoke, which measures
-            nothing, or on validation images.
+        InputError: there are none or a file holds something else, or they are not of one scale,
+            or of smoke, which measures nothing, or on validation images.
     """
     figures = {}
     for study in STUDIES:
         path = folder / f"{study}.json"
-        for row in json.loads(path.read_text()) if path.exists() else ():
+        for row in read_rows(path):
             figures[study, row["row"], row["column"]] = row
             if row["score_on"] != "test":
                 raise InputError(f"{path}: accuracies on validation images; results are on test")

@@ -1,17 +1,19 @@
 """Studies computed and printed: measured figures beside the published ones."""
 
 import contextlib
+import itertools
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from itgan import artefacts
+from itgan import artefacts, kept
 from itgan.charts import Curve
 from itgan.embedding import EmptyWindow
 from itgan.errors import InputError
@@ -124,29 +126,39 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
     Writes ``NAME.json`` (one object for each figure, with its trials), ``NAME.md`` and
     ``report.html`` into ``out``, and ``NAME.json`` into the config's ``results``, too. They hold
     every figure of the study whose trials are all there, whether this call chose it or not, and
-    the first is written after each figure.
+    the first is written after each figure. Trials that ``results`` keeps of any study are not
+    computed again, and a figure that it has of more sets than asked for stays.
 
     Returns:
         The objects of ``NAME.json``.
 
     Raises:
-        InputError: no such study; a data set or generator is missing or does not fit.
+        InputError: no such study; a data set or generator is missing or does not fit; ``results``
+            holds figures of another scale, or no figures.
     """
     run, rows = Run(out, Path(config.cells)), []
     planned = [(entry, *cells_of(entry)) for entry in entries(name, config)]
     for _, experiment, _ in planned:
         experiment.check()
-    every = list(_beside(name, config, [entry for entry, _, _ in planned]))
+    old = _kept_rows(name, config)
+    every = _beside(name, config, [entry for entry, _, _ in planned], old)
+    elsewhere = [row for place, row in old.items() if place not in every]
     with artefacts.locked(out):
         run.sweep()
         artefacts.write_json(out / "environment.json", environment())
+        if config.results:
+            trials = kept.read_trials(Path(config.results), STUDIES)
+            candidates = (cells for ones in every.values() for _, _, cells in ones)
+            for cell in itertools.chain.from_iterable(candidates):
+                if cell.name in trials:
+                    run.put(cell, trials[cell.name])
         for entry, _, cells in planned:
             try:
                 run.values(cells)
             except EmptyWindow as error:
                 say(f"{entry.row} {entry.column}: {MISSING}: {error}")
                 continue
-            rows = [_row(name, config, one) for one in _done(run, every)]
+            rows = [_row(name, config, one) for one in _done(run, every)] + elsewhere
             artefacts.write_json(out / f"{name}.json", rows)
             if config.results:
                 artefacts.write_json(Path(config.results) / f"{name}.json", rows)
@@ -159,24 +171,58 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
     return rows
 
 
+def _kept_rows(name: str, config: StudyConfig) -> dict[tuple[str, str], dict[str, Any]]:
+    """The figures that ``results`` has of a study, by row and column."""
+    if not config.results:
+        return {}
+    path = Path(config.results) / f"{name}.json"
+    rows = kept.read_rows(path)
+    for row in rows:
+        if row["scale"] != config.scale:
+            raise InputError(
+                f"--results {config.results}: {path.name} holds figures of {row['scale']} scale; "
+                f"keep those of {config.scale} scale elsewhere"
+            )
+    return {(row["row"], row["column"]): row for row in rows}
+
+
+Candidate = tuple[Entry, Experiment, list[Cell]]
+
+
 def _beside(
-    name: str, config: StudyConfig, chosen: Sequence[Entry]
-) -> Iterator[tuple[Entry, Experiment, list[Cell]]]:
-    """All entries of a study that are about the data and generators of the chosen ones."""
+    name: str,
+    config: StudyConfig,
+    chosen: Sequence[Entry],
+    old: Mapping[tuple[str, str], Row] = MappingProxyType({}),
+) -> dict[tuple[str, str], list[Candidate]]:
+    """All entries of a study that are about the data and generators of the chosen ones.
+
+    Each as it is asked for, and with the seeds of its ``old`` figure, the one with more trials
+    first; a figure of what is another experiment by now is forgotten.
+    """
     places = {(entry.config.dataset, entry.config.generator) for entry in chosen}
+    found: dict[tuple[str, str], list[Candidate]] = {}
     for entry in entries(name, config.model_copy(update={"only": ()})):
         if (entry.config.dataset, entry.config.generator) in places:
+            place = (entry.row, entry.column)
             with contextlib.suppress(InputError):  # of what was not asked for
-                yield (entry, *cells_of(entry))
+                found[place] = [(entry, *cells_of(entry))]
+                if place in old:
+                    again = replace(entry, config=vary(entry.config, kept.seeds(old[place])))
+                    found[place].append((again, *cells_of(again)))
+                    found[place].sort(key=lambda one: -len(one[2]))
+    return found
 
 
-def _done(run: Run, every: Iterable[tuple[Entry, Experiment, list[Cell]]]) -> list[Measured]:
+def _done(run: Run, every: Mapping[tuple[str, str], Iterable[Candidate]]) -> list[Measured]:
     """The figures of a study whose trials are all there."""
-    return [
-        Measured(entry, experiment, cells, run.values(cells))
-        for entry, experiment, cells in every
-        if all(map(run.done, cells))
-    ]
+    found = []
+    for candidates in every.values():
+        whole = (one for one in candidates if all(map(run.done, one[2])))
+        if one := next(whole, None):
+            entry, experiment, cells = one
+            found.append(Measured(entry, experiment, cells, run.values(cells)))
+    return found
 
 
 def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
@@ -199,7 +245,7 @@ def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
                 "latent_seed": trial.latent_seed,
                 "network_seed": trial.network_seed,
                 "accuracy": trial.accuracy,
-                **({"curve": trial.curve} if STUDIES[name].curves else {}),
+                **({"curve": trial.curve} if trial.curve else {}),
             }
             for cell, trial in zip(one.cells, one.trials, strict=True)
         ],

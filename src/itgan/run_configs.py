@@ -156,7 +156,9 @@ class StudyConfig(Config):
         None, description="compute what the claims of this register are about, and no more"
     )
     results: str | None = Field(
-        None, description="directory that keeps the figures for `make results`, too"
+        None,
+        description="directory that keeps the figures for `make results`, too; the trials that "
+        "it has are not computed again",
     )
     plan: bool = Field(False, description="print what is to be computed; start nothing")
     device: str = Field("auto", description="auto, cpu, cuda or mps")

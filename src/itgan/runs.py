@@ -218,6 +218,11 @@ class Run:
         """Whether the value is there."""
         return self.file(cell).exists()
 
+    def put(self, cell: Cell, value: object) -> None:
+        """Keep a value that is known from elsewhere, if there is none."""
+        if not self.done(cell):
+            STORAGE[cell.kind][1](self.file(cell), value, cell)
+
     def value(self, cell: Cell, *, wait: bool = True) -> Any:  # noqa: ANN401 - what it computes
         """The value of a cell, from memory, from the disk, or computed now with all it needs.
 

@@ -153,15 +153,25 @@ def paper_scale() -> Scale:
 def cpu_scale() -> Scale:
     """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator.
 
-    Six sets with two networks each, four in the ablations and at other sizes than 50; an interval
-    is over sets. Large networks, three sets with one each, take as many updates as 60 epochs of a
-    set of 500 images have. Tables 4 to 7 take 100 steps at a constant rate, as the paper's have
-    one. Tables 5 and 6 draw fewer real images, for every shard draws its own. The additions to
-    IT-GAN are compared at half of its steps.
+    Six sets with two networks each, four at other sizes than 50, three in Tables 4 to 7; an
+    interval is over sets. Large networks, three sets with one each, take as many updates as 60
+    epochs of a set of 500 images have. Tables 4 to 7 take 60 steps at a constant rate, as the
+    paper's have one, in fp32, and draw 50 real images per class; Tables 5 and 6 draw 32, for
+    every shard draws its own. The additions to IT-GAN are compared at half of its steps.
     """
-    short = {"steps": 100, "schedule": "constant", "learning_rate": 0.01, "basis": "latent"}
     sets, halved = {"latent_seeds": (0, 1, 2, 3)}, {"steps": 100}
-    base = vary(cifar10_cpu(), {**sets, "condensation": short})
+    full = {"precision": "fp32"}
+    short = {"steps": 60, "schedule": "constant", "learning_rate": 0.01, "basis": "latent"}
+    drawn = {"real_per_class": 50, "micro_batch": 50}  # gradients of one class go together
+    base = vary(
+        cifar10_cpu(),
+        {
+            "latent_seeds": (0, 1, 2),
+            "inversion": full,
+            "condensation": {**short, **full, **drawn},
+            "evaluation": full,
+        },
+    )
     return Scale(
         whole={"CIFAR10": cifar10_cpu()},
         bound={"updates": None, "epochs": 10},
@@ -349,10 +359,10 @@ def _figure5(scale: Scale) -> Iterator[Entry]:
 
 
 def _sized(scale: Scale, size: int) -> RunConfig:
-    """The main experiment, or with more or fewer latents and as many sets as ablations have."""
+    """The main experiment, or with another number of latents and the sets of the additions."""
     if size == scale.main.latents_per_class:
         return scale.main
-    seeds = scale.few.latent_seeds
+    seeds = scale.additions.latent_seeds
     return vary(scale.main, {"latents_per_class": size, "latent_seeds": seeds})
 
 
