@@ -95,6 +95,19 @@ def test_ablations_leave_everything_else_alone():
         assert entry.config.model_dump(exclude={"condensation"}) == base
 
 
+@pytest.mark.parametrize("name", ["sources", "rate"])
+def test_dm_has_the_bytes_of_the_main_experiment(name):
+    scale = SCALES["cpu"]()
+    sizes = {
+        entry.column.split(",")[0]: entry.config.latents_per_class
+        for entry in STUDIES[name].entries(scale)
+        if entry.row == "DM"
+    }
+    assert sizes == {"10": 10, "50": 57, "100": 100}
+    shared = [e for e in STUDIES["table2"].entries(scale) if e.column == "DM"]
+    assert {entry.config.latents_per_class for entry in shared} == {57}
+
+
 def test_vary_changes_what_it_names_and_checks_it():
     config = vary(RunConfig(), {"condensation": {"pool": {"networks": 3}}, "seed": 4})
     assert (config.seed, config.condensation.pool.networks) == (4, 3)

@@ -58,7 +58,7 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
         whole["CIFAR100"] = _placed(scale.whole["CIFAR10"], config, "CIFAR100")
     same_bytes = dict(scale.same_bytes)
     given = {"CIFAR10": config.generator, "CIFAR100": config.generator100}
-    if name == "table2":
+    if name in ("table2", "sources", "rate"):
         own = (dataset for dataset in whole if given[dataset])
         same_bytes |= {dataset: pixels_in_the_bytes(whole[dataset]) for dataset in own}
     scale = replace(

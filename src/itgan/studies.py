@@ -154,8 +154,8 @@ def cpu_scale() -> Scale:
     """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator.
 
     Six sets with two networks each, four at other sizes than 50, three in Tables 4 to 7; an
-    interval is over sets. Large networks, three sets with one each, take as many updates as 60
-    epochs of a set of 500 images have. Tables 4 to 7 take 60 steps at a constant rate, as the
+    interval is over sets. Large networks, three sets with one each, take as many updates as 30
+    epochs of a set of 500 images have; curves have the same sets. Tables 4 to 7 take 60 steps at a constant rate, as the
     paper's have one, in fp32, and draw 50 real images per class; Tables 5 and 6 draw 32, for
     every shard draws its own. The additions to IT-GAN are compared at half of its steps.
     """
@@ -174,15 +174,19 @@ def cpu_scale() -> Scale:
     )
     return Scale(
         whole={"CIFAR10": cifar10_cpu()},
-        bound={"updates": None, "epochs": 10},
+        bound={"updates": None, "epochs": 4},
         same_bytes={"CIFAR10": 57, "CIFAR100": 14},
         network="convnet",
         across={
             "latent_seeds": (0, 1, 2),
             "network_seeds": (0,),
-            "evaluation": {"updates": 480, "compile": False},
+            "evaluation": {"updates": 240, "compile": False},
         },
-        curves={"network_seeds": (0,), "evaluation": {"curve_points": 5}},
+        curves={
+            "latent_seeds": (0, 1, 2),
+            "network_seeds": (0,),
+            "evaluation": {"curve_points": 5},
+        },
         few=base,
         many=vary(base, {"condensation": {"real_per_class": 32}}),
         shards=(50, 25, 13, 10),
@@ -377,7 +381,8 @@ def _sources(scale: Scale) -> Iterator[Entry]:
         for schedule, change in scale.schedules.items():
             config = vary(_sized(scale, size), {"evaluation": change})
             for row, source in SOURCES.items():
-                chosen = _in_int8(scale, config) if source == "itgan-plus" else config
+                forms = {"itgan-plus": _in_int8, "dm": _in_pixels}
+                chosen = forms[source](scale, config) if source in forms else config
                 yield Entry(row, f"{size}, {schedule}", chosen, source)
 
 
@@ -393,14 +398,21 @@ def _rate(scale: Scale) -> Iterator[Entry]:
             for dtype in ("fp32", "int8"):
                 name = row.replace("same", f"{dtype}'s")
                 yield Entry(name, f"{size}", vary(config, {"dtypes": (dtype,)}), SOURCES[row])
-        for row in ("Random", "DM"):
-            yield Entry(row, f"{size}", config, SOURCES[row])
+        yield Entry("Random", f"{size}", config, "random")
+        yield Entry("DM", f"{size}", _in_pixels(scale, config), "dm")
 
 
 def _in_int8(scale: Scale, config: RunConfig) -> RunConfig:
     """With more latents, a quarter of the bytes each; of a whole training set all it has."""
     size = config.latents_per_class and scale.more * config.latents_per_class
     return vary(config, {"latents_per_class": size, "dtypes": ("int8",)})
+
+
+def _in_pixels(scale: Scale, config: RunConfig) -> RunConfig:
+    """As many images as the bytes of the main experiment's set hold; of other sizes its own."""
+    if config.latents_per_class != scale.main.latents_per_class:
+        return config
+    return vary(config, {"latents_per_class": scale.same_bytes["CIFAR10"]})
 
 
 def _plus(scale: Scale) -> Iterator[Entry]:
