@@ -155,9 +155,10 @@ def cpu_scale() -> Scale:
 
     Six sets with two networks each, four at other sizes than 50, three in Tables 4 to 7; an
     interval is over sets. Large networks, three sets with one each, take as many updates as 30
-    epochs of a set of 500 images have; curves have the same sets. Tables 4 to 7 take 60 steps at a constant rate, as the
-    paper's have one, in fp32, and draw 50 real images per class; Tables 5 and 6 draw 32, for
-    every shard draws its own. The additions to IT-GAN are compared at half of its steps.
+    epochs of a set of 500 images have; curves have the same sets. Tables 4 to 7 take 60 steps at a
+    constant rate, as the paper's have one, in fp32, and draw 50 real images per class; Tables 5
+    and 6 draw 32, for every shard draws its own. The additions to IT-GAN are compared at half of
+    its steps.
     """
     sets, halved = {"latent_seeds": (0, 1, 2, 3)}, {"steps": 100}
     full = {"precision": "fp32"}
