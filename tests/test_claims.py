@@ -183,6 +183,10 @@ def test_a_page_says_where_the_generator_pays_off_and_what_was_trained_longer():
     assert "| kbit a class | 800 | 800 | 800 |" in page
     figures["rate", "Random, int8's bytes", "10"]["updates"] = 600  # now the whole column
     assert "2 x 1, 200 updates; 2 x 1, 600 updates (10)." in results_page([], figures)
+    figures["rate", "IT-GAN int8", "10"] |= {"n": 6, "sets": 3}  # but one figure of it
+    told = "2 x 1, 200 updates; 2 x 1, 600 updates (10); 3 x 2, 600 updates (IT-GAN int8 10)."
+    figures["rate", "Random", "10"] = figures["rate", "Random, int8's bytes", "10"]
+    assert told in results_page([], figures)
     del figures["rate", "IT-GAN int8", "100"]
     page = results_page([], figures, "About.")
     assert f"{pair}: not at the largest size, 50 latents per class" in page

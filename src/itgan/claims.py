@@ -1,6 +1,7 @@
 """The register of claims: what the paper says, judged by the kept figures of the studies."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,19 +244,29 @@ def _interval(found: Difference) -> str:
 def _trainings(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many classifiers each figure is the mean of, and how long each was trained.
 
-    Told of whole columns or rows where their figures have it in common.
+    Told of whole columns, or of whole rows where that leaves fewer exceptions, and of those.
     """
-    for fields in (("column",), ("row",), ("row", "column")):
-        alike: dict[str, dict[str, None]] = {}  # names in order, each once
-        for row in rows:
-            said = f"{row['sets']} x {row['n'] // row['sets']}, {row['updates']:,} updates"
-            alike.setdefault(said, {})[" ".join(row[field] for field in fields)] = None
-        named = [name for names in alike.values() for name in names]
-        if len(named) == len(set(named)):
-            break
-    kinds = sorted(alike, key=lambda said: -len(alike[said]))
-    others = [f"{said} ({'; '.join(alike[said])})" for said in kinds[1:]]
-    return f"Sets x networks: {'; '.join([kinds[0], *others])}."
+    said = [f"{r['sets']} x {r['n'] // r['sets']}, {r['updates']:,} updates" for r in rows]
+    common = Counter(said)
+    best: tuple[int, dict[str, list[str]]] | None = None
+    for field in ("column", "row"):
+        usual = {
+            name: max(group, key=lambda text: (group[text], common[text]))
+            for name in dict.fromkeys(row[field] for row in rows)
+            for group in [Counter(t for r, t in zip(rows, said, strict=True) if r[field] == name)]
+        }
+        alike: dict[str, list[str]] = {text: [] for text in common}
+        for name, text in usual.items():
+            alike[text].append(name)
+        exceptions = [(r, t) for r, t in zip(rows, said, strict=True) if usual[r[field]] != t]
+        for row, text in exceptions:
+            alike[text].append(f"{row['row']} {row['column']}")
+        if best is None or len(exceptions) < best[0]:
+            best = (len(exceptions), alike)
+    assert best is not None
+    first, *rest = sorted(best[1].items(), key=lambda one: -common[one[0]])
+    others = [f"{text} ({'; '.join(names)})" for text, names in rest]
+    return f"Sets x networks: {'; '.join([first[0], *others])}."
 
 
 def _columns(study: str, figures: Figures) -> list[str]:
