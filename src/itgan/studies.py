@@ -153,15 +153,15 @@ def paper_scale() -> Scale:
 def cpu_scale() -> Scale:
     """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator.
 
-    Six sets with two networks each, four at other sizes than 50, three in Tables 4 to 7; an
-    interval is over sets. Large networks, three sets with one each, take as many updates as 30
-    epochs of a set of 500 images have; curves have the same sets. Tables 4 to 7 take 60 steps at a
-    constant rate, as the paper's have one, in fp32, and draw 50 real images per class; Tables 5
-    and 6 draw 32, for every shard draws its own. The additions to IT-GAN are compared at half of
-    its steps.
+    Six sets with two networks each, four at other sizes than 50, three in Tables 4 to 7 and for
+    the additions to IT-GAN; an interval is over sets. Large networks, three sets with one each,
+    take as many updates as 20 epochs of a set of 500 images have; curves have the same sets.
+    Tables 4 to 7 take 60 steps at a constant rate, as the paper's have one, and draw 50 real
+    images per class; Tables 5 and 6 draw 32, for every shard draws its own. The additions are
+    compared after 60 steps, too. All these are in fp32.
     """
-    sets, halved = {"latent_seeds": (0, 1, 2, 3)}, {"steps": 100}
     full = {"precision": "fp32"}
+    sixty = {"steps": 60, **full}
     short = {"steps": 60, "schedule": "constant", "learning_rate": 0.01, "basis": "latent"}
     drawn = {"real_per_class": 50, "micro_batch": 50}  # gradients of one class go together
     base = vary(
@@ -181,7 +181,7 @@ def cpu_scale() -> Scale:
         across={
             "latent_seeds": (0, 1, 2),
             "network_seeds": (0,),
-            "evaluation": {"updates": 240, "compile": False},
+            "evaluation": {"updates": 160, "compile": False, **full},
         },
         curves={
             "latent_seeds": (0, 1, 2),
@@ -195,7 +195,16 @@ def cpu_scale() -> Scale:
         sizes=(10, 50, 100),
         fewer_dimensions=32,
         main=cifar10_cpu(),
-        additions=vary(cifar10_cpu(), {**sets, "condensation": halved, "plus": halved}),
+        additions=vary(
+            cifar10_cpu(),
+            {
+                "latent_seeds": (0, 1, 2),
+                "inversion": full,
+                "condensation": sixty,
+                "plus": sixty,
+                "evaluation": full,
+            },
+        ),
         schedules={"200 updates": {}, "600 updates": {"updates": 600}},
     )
 
@@ -364,10 +373,10 @@ def _figure5(scale: Scale) -> Iterator[Entry]:
 
 
 def _sized(scale: Scale, size: int) -> RunConfig:
-    """The main experiment, or with another number of latents and the sets of the additions."""
+    """The main experiment, or with another number of latents and at most four sets."""
     if size == scale.main.latents_per_class:
         return scale.main
-    seeds = scale.additions.latent_seeds
+    seeds = scale.main.latent_seeds[:4]
     return vary(scale.main, {"latents_per_class": size, "latent_seeds": seeds})
 
 
