@@ -4,7 +4,7 @@ import torch
 import itgan.planning
 from itgan import artefacts
 from itgan.pipeline import Experiment, compute
-from itgan.planning import _per_step, plan
+from itgan.planning import _per_step, plan, plan_all
 from itgan.run_configs import RunConfig
 from itgan.runs import Run, with_inputs
 
@@ -119,14 +119,28 @@ def test_itgan_plus_and_soft_labels_are_planned(experiment, tmp_path):
 def test_a_missing_cell_costs_its_share(experiment, tmp_path):
     run = Run(tmp_path / "run")
     cells = with_inputs(experiment.trials())
-    gone = {experiment.condensed(1).name, experiment.trial("gan", 0, 1).name}
+    trials = experiment.trial("gan", 0, 1), experiment.trial("itgan", 1, 0)
+    gone = {experiment.condensed(1).name, *(cell.name for cell in trials)}
     run.file(cells[0]).parent.mkdir(parents=True)
     for cell in cells:
         if cell.name not in gone:
             run.file(cell).touch()
     rows = {row["stage"]: row for row in plan(experiment, run)}
     assert (rows["condensed"]["done"], rows["condensed"]["generated"]) == (1, 60)
-    assert (rows["trial"]["done"], rows["trial"]["generated"]) == (21, 20)
+    assert (rows["trial"]["done"], rows["trial"]["generated"]) == (20, 40)
+
+    # What only finished trials needed, or such as are kept elsewhere, is not computed again.
+    for there, kept in ((trials, ()), ((), {cell.name for cell in trials})):
+        for cell in there:
+            run.file(cell).touch()
+        rows = {
+            row["stage"]: row for row in plan_all([(experiment, experiment.trials())], run, kept)
+        }
+        assert (rows["condensed"]["cells"], rows["condensed"]["done"]) == (1, 1)
+        assert (rows["trial"]["cells"], rows["trial"]["done"]) == (22, 22)
+        assert sum(row["seconds"] for row in rows.values()) == 0
+        for cell in there:
+            run.file(cell).unlink()
 
 
 def test_what_is_done_once_does_not_count_as_a_step(monkeypatch):

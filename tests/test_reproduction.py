@@ -157,6 +157,17 @@ def test_kept_trials_are_not_computed_again(tmp_path):
     assert computed == []
 
 
+def test_a_plan_counts_kept_trials_as_done(tmp_path, capsys):
+    study(tmp_path, "sources", "--only", "GAN=2, 4 updates")
+    places = ("--cells", f"{tmp_path}/none", "--out", f"{tmp_path}/none")
+    figure = ("reproduce", "sources", "--scale", "smoke", "--only", "GAN=2, 4 updates", "--plan")
+    for results, done in (((), "0"), (("--results", f"{tmp_path}/kept"), "1")):
+        capsys.readouterr()
+        assert main([*figure, *places, *results]) == 0
+        (line,) = (row for row in capsys.readouterr().out.splitlines() if "trial" in row)
+        assert line.split()[:3] == ["trial", "1", done]
+
+
 def test_a_kept_figure_of_another_experiment_is_forgotten(tmp_path):
     figure = ("--only", "GAN=2, 4 updates")
     rows, _ = study(tmp_path, "sources", *figure)

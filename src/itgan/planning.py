@@ -6,7 +6,7 @@ operations give the time on a GPU.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,20 +75,31 @@ def plan(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
     return plan_all([(experiment, experiment.trials())], run)
 
 
-def plan_all(parts: Iterable[tuple[Experiment, list[Cell]]], run: Run) -> list[dict[str, Any]]:
-    """The same for several experiments, whose common cells count once."""
+def plan_all(
+    parts: Iterable[tuple[Experiment, list[Cell]]], run: Run, kept: Container[str] = ()
+) -> list[dict[str, Any]]:
+    """The same for several experiments, whose common cells count once.
+
+    Trials whose names are in ``kept`` are there already; what only such cells needed is not asked
+    for any more.
+    """
     counted: set[str] = set()
+
+    def there(cell: Cell) -> bool:
+        return cell.name in kept or run.done(cell)
+
     cells, done = dict.fromkeys(STAGES, 0), dict.fromkeys(STAGES, 0)
     costs = {stage: Cost() for stage in STAGES}
     for experiment, trials in parts:
         missing: dict[str, list[Cell]] = {}
+        needed = {cell.name for cell in with_inputs(trials, there)}
         for cell in with_inputs(trials):
-            if cell.name in counted:
+            if cell.name in counted or not (cell.name in needed or there(cell)):
                 continue
             counted.add(cell.name)
             stage = cell.label.split()[0]
             cells[stage] += 1
-            if run.done(cell):
+            if there(cell):
                 done[stage] += 1
             else:
                 missing.setdefault(stage, []).append(cell)

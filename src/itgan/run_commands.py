@@ -194,12 +194,15 @@ def _of_claims(config: "StudyConfig", name: str) -> "StudyConfig":
 
 
 def _plan_study(name: str, config: "StudyConfig", out: Path) -> None:
+    from itgan.kept import read_trials
     from itgan.planning import plan_all
     from itgan.reproduction import cells_of, entries
     from itgan.runs import Run
+    from itgan.studies import STUDIES
 
     parts = [cells_of(entry) for entry in entries(name, config)]
-    _stages(plan_all(parts, Run(out, Path(config.cells))))
+    trials = read_trials(Path(config.results), STUDIES) if config.results else {}
+    _stages(plan_all(parts, Run(out, Path(config.cells)), trials))
 
 
 def pretrain(arguments: Sequence[str]) -> None:

@@ -61,13 +61,15 @@ class Cell:
         return f"{self.label.split()[0]}-{artefacts.json_digest(identity)[:16]}"
 
 
-def with_inputs(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells and everything they need, inputs first, each name once."""
+def with_inputs(
+    cells: Iterable[Cell], there: Callable[[Cell], bool] = lambda _: False
+) -> list[Cell]:
+    """The cells and all they need, inputs first, each name once; those ``there`` need nothing."""
     found: dict[str, Cell] = {}
 
     def visit(cell: Cell) -> None:
         if cell.name not in found:
-            for before in cell.inputs:
+            for before in () if there(cell) else cell.inputs:
                 visit(before)
             found[cell.name] = cell
 
