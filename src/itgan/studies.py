@@ -158,7 +158,7 @@ def cpu_scale() -> Scale:
     take as many updates as 20 epochs of a set of 500 images have; curves have the same sets.
     Tables 4 to 7 take 60 steps at a constant rate, as the paper's have one, and draw 50 real
     images per class; Tables 5 and 6 draw 32, for every shard draws its own. The additions are
-    compared after 60 steps, too. All these are in fp32.
+    compared after 60 steps, too. These tables, the additions and large networks are in fp32.
     """
     full = {"precision": "fp32"}
     sixty = {"steps": 60, **full}
