@@ -325,6 +325,60 @@ def test_the_two_passes_give_the_gradient_of_gradient_matching(micro_batch):
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("micro_batch", [1, 3, 100])
+def test_the_two_passes_give_the_gradient_of_regression_and_the_cross_entropy(micro_batch):
+    case, real = problem(torch.float64, 0.0, micro_batch, draws=2)
+    match = matching.RegressionMatching(0.5)
+    z = latents_for(torch.float64).requires_grad_(True)
+    loss, statistics = z.new_zeros(()), []
+    for draw in case.draws:
+        own = [draw.network.embed(x, draw.augmentations[c]) for c, x in real.items()]
+        made = [
+            draw.network.embed(
+                case.generator(z[case.labels == c], case.labels[case.labels == c]),
+                draw.augmentations[c],
+            )
+            for c in real
+        ]
+        eye = torch.eye(len(real), dtype=torch.float64)
+        theirs, ours = (
+            torch.cat([row.expand(len(f), -1) for row, f in zip(eye, parts, strict=True)])
+            for parts in (own, made)
+        )
+        value = matching.regression(torch.cat(own), theirs, torch.cat(made), ours, 0.5)
+        for c, f in zip(real, made, strict=True):
+            value = value - 2 * draw.network.classify(f).log_softmax(1)[:, c].mean()
+        loss = loss + value / len(case.draws)
+        statistics.append(torch.cat([torch.cat(own), theirs], 1).detach())
+    (expected,) = torch.autograd.grad(loss, z)
+    case = replace(case, real_means=statistics, discrepancy=match, lambda_class=2.0)
+    gradient, values = latent_gradient(case, z.detach())
+    assert float(values[0]) == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-6
+
+
+def test_the_statistic_of_regression_is_every_real_image_in_order(images):
+    config = changed(matching="regression", augmentation="none", real_per_class=3)
+    match = matching.make_discrepancy("regression", 1.0)
+    members = {c: images.class_indices(c) for c in images.labels.unique().tolist()}
+    labels = images.labels.sort().values
+    draws = list(draw_embeddings(Fresh(), labels, config, 0, (0, 0), match, torch.device("cpu")))
+    batch = draw_real(images, members, labels, config, 0, 0, 0)
+    (found,) = real_statistics(batch, draws, 7, "fp32", match, compiled=False)
+    features = draws[0].network.embed(batch.floats())
+    torch.testing.assert_close(found[:, :-10], features)
+    assert torch.equal(found[:, -10:].argmax(1), batch.labels)
+
+
+def test_regression_lowers_its_loss(images):
+    config = changed(steps=60, matching="regression", augmentation="none", real_per_class=100)
+    start = sample_latents(Toy(), images)
+    bank = condense(Toy(), start, images, config, pool=Always(convnet(0)))
+    history = bank.history
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert history["loss"] == history["matching"]
+
+
 def test_gradient_matching_lowers_its_loss(images):
     config = changed(steps=30, matching="gradient", augmentation="none")
     pool = Always(convnet(0))
@@ -401,7 +455,7 @@ def test_equal_sets_have_no_loss_and_no_gradient(images, lambda_reg):
     assert float(gradient.norm()) < 1e-12 * float(elsewhere.norm())
 
 
-@pytest.mark.parametrize("kind", ["distribution", "gradient"])
+@pytest.mark.parametrize("kind", ["distribution", "gradient", "regression"])
 @pytest.mark.parametrize("group", STRATEGY.split("_"))
 def test_a_step_does_not_wait_for_the_device(images, kind, group):
     meta = torch.device("meta")  # to read a number from there is an error
@@ -410,7 +464,7 @@ def test_a_step_does_not_wait_for_the_device(images, kind, group):
     toy = Toy()
     toy.weight, toy.bias = toy.weight.to(meta), toy.bias.to(meta)
     config = changed(matching=kind, augmentation=group, embeddings_per_step=2)
-    match = matching.DISCREPANCIES[kind]()
+    match = matching.make_discrepancy(kind, 1.0)
     members = {c: images.class_indices(c) for c in images.labels.unique().tolist()}
     labels = images.labels.sort().values
     draws = list(draw_embeddings(Fresh(), labels, config, 0, (0, 0), match, meta))

@@ -77,6 +77,65 @@ def test_pairs_are_never_closer_than_means(seed, n, d):
     assert not matching.paired(real, real).any()
 
 
+# regression
+
+
+def test_regression_of_two_images_is_known_in_closed_form():
+    # Centred, s = -a, a and y = (1/2, -1/2), (-1/2, 1/2); the second row of W is s.y / (s.s + c).
+    a, ridge, r = 3.0, 0.5, 5.0
+    synthetic = torch.tensor([[1.0 - a], [1.0 + a]], dtype=torch.float64)
+    real = torch.tensor([[1.0 + r]], dtype=torch.float64)
+    targets = torch.eye(2, dtype=torch.float64)
+    slope = a / (2 * a**2 + ridge * a**2)  # of the second class; the first falls as it rises
+    expected = (0.5 - slope * r) ** 2 + (0.5 + slope * r - 1) ** 2
+    both = torch.cat([real, torch.full_like(real, 1.0)])  # one image of each class
+    others = 0.5**2 + 0.5**2  # at the mean the guess is a half for each
+    value = matching.regression(both, targets.flip(0), synthetic, targets, ridge)
+    assert float(value) == pytest.approx(expected + others)
+
+
+@given(seeds, st.integers(2, 9), st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+def test_regression_is_the_same_by_images_and_by_features(seed, n, d):
+    real, synthetic = normal(seed, 6, d), normal(seed + 1, n, d)
+    one, other = (torch.eye(2, dtype=torch.float64)[torch.arange(k) % 2] for k in (6, n))
+    value = matching.regression(real, one, synthetic, other, 0.3)
+    # Features that say nothing make the other of the two systems the smaller one.
+    wide = [torch.cat([x, torch.zeros(len(x), n, dtype=x.dtype)], 1) for x in (real, synthetic)]
+    torch.testing.assert_close(matching.regression(wide[0], one, wide[1], other, 0.3), value)
+
+
+@given(seeds, st.floats(0.01, 100), st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_regression_does_not_depend_on_place_scale_or_order(seed, scale, times):
+    real, synthetic = normal(seed, 6, 3), normal(seed + 1, 8, 3)
+    one, other = (torch.eye(2, dtype=torch.float64)[torch.arange(k) % 2] for k in (6, 8))
+    value = matching.regression(real, one, synthetic, other)
+    shift = normal(seed + 2, 3)
+    moved = (scale * real + shift, one, scale * synthetic + shift, other)
+    torch.testing.assert_close(matching.regression(*moved), value)
+    turned = (real.flip(0), one.flip(0), synthetic.flip(0), other.flip(0))
+    torch.testing.assert_close(matching.regression(*turned), value)
+    # Classes weigh alike, however many real images they have.
+    again = (torch.cat([real, *[real[::2]] * times]), torch.cat([one, *[one[::2]] * times]))
+    torch.testing.assert_close(matching.regression(*again, synthetic, other), value)
+
+
+def test_regression_of_images_that_are_all_alike_guesses_the_shares():
+    same = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.eye(2, dtype=torch.float64).repeat(2, 1)
+    value = matching.regression(normal(0, 4, 3), targets, same, targets)
+    assert float(value.detach()) == pytest.approx(2 * (0.5**2 + 0.5**2))
+    (gradient,) = torch.autograd.grad(value, same)
+    assert gradient.isfinite().all()
+
+
+def test_the_gradient_of_regression():
+    real, synthetic = normal(0, 4, 3), normal(1, 4, 3).requires_grad_(True)
+    targets = torch.eye(2, dtype=torch.float64).repeat(2, 1)
+    assert gradcheck(lambda s: matching.regression(real, targets, s, targets), synthetic)
+
+
 # gradient matching
 
 

@@ -270,6 +270,11 @@ CASES = [
         "layers: gradients are of all layers already",
     ),
     Case(
+        "a regression in a network for each class",
+        "run digits --condensation.matching regression --condensation.network-per class",
+        "network_per: a regression tells classes apart",
+    ),
+    Case(
         "untrained networks that classify",
         "run digits --condensation.lambda-class 1",
         "condensation.lambda_class=1: untrained networks cannot classify; give pool.kind snapsho",

@@ -28,6 +28,9 @@ ADDITIONS = (
     "class gains too",
     "trained networks",
     "trained networks classify",
+    "regression",
+    "regression in trained networks",
+    "regression, trained networks classify",
     "more in int8",
 )
 
@@ -47,6 +50,11 @@ PAIRS = {
     "plus": (
         *((f"IT-GAN, {row}", "IT-GAN") for row in ADDITIONS),
         ("IT-GAN, trained networks classify", "IT-GAN, trained networks"),
+        ("IT-GAN, regression in trained networks", "IT-GAN, regression"),
+        (
+            "IT-GAN, regression, trained networks classify",
+            "IT-GAN, regression in trained networks",
+        ),
         ("IT-GAN plus", "IT-GAN"),
         ("IT-GAN plus", "IT-GAN, more in int8"),
         ("IT-GAN plus", "Random"),

@@ -5,7 +5,8 @@
     Eq. 11  L     = (1 - lambda) L_con + lambda R
 
 ``lambda_class`` adds the cross-entropy of the generated images in psi, a trained one, to L, as
-Improved Distribution Matching (Zhao et al., 2023) does in pixels.
+Improved Distribution Matching (Zhao et al., 2023) does in pixels. In the place of L_con may stand
+the loss of another matching: of gradients, or of a regression (see ``matching``).
 
 At every step psi (a network of the pool) and, for each class, A (one Siamese augmentation for
 all its images, real and synthetic) are drawn anew.
@@ -115,10 +116,10 @@ def condense(
     Returns:
         A bank with stage ``condensed``; with ``average`` its latents (and tables) are means over
         the last steps, with ``gains_rate`` it brings class tables. Its history has ``loss``
-        (Eq. 11, and ``lambda_class`` times the cross-entropy), ``matching`` (Eq. 9) and, where
-        their weights are not zero, ``regulariser`` (Eq. 10) and ``classification`` (the
-        cross-entropy, summed over classes), as means over shards, and ``norm``, the mean norm of
-        the latents, for each step.
+        (Eq. 11, and ``lambda_class`` times the cross-entropy), ``matching`` (Eq. 9, or what is
+        in its place) and, where their weights are not zero, ``regulariser`` (Eq. 10) and
+        ``classification`` (the cross-entropy, summed over classes), as means over shards, and
+        ``norm``, the mean norm of the latents, for each step.
 
     Raises:
         InputError: bank, generator and images do not belong together; a class has no real
@@ -164,7 +165,7 @@ def condense(
     if micro_batch == "auto":
         micro_batch = fastest_micro_batch(generator, real, config)
 
-    discrepancy = matching.DISCREPANCIES[config.matching]()
+    discrepancy = matching.make_discrepancy(config.matching, config.ridge)
     compiled = config.compile and not discrepancy.needs_graph  # no second derivatives compiled
     for step in track(range(begun, config.steps), "condensation"):
         late = step >= config.steps - round(config.fp32_share * config.steps)

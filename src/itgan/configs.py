@@ -242,7 +242,16 @@ class PoolConfig(Config):
 
 
 # Fields younger than stored results, which are named without them.
-LATER = ("start", "lambda_class", "layers", "average", "gains_rate", "schedule", "basis")
+LATER = (
+    "start",
+    "ridge",
+    "lambda_class",
+    "layers",
+    "average",
+    "gains_rate",
+    "schedule",
+    "basis",
+)
 
 
 class CondensationConfig(Config):
@@ -276,8 +285,16 @@ class CondensationConfig(Config):
         description="weight of the cross-entropy of the generated images in the networks that are "
         "drawn, where a trained pool's classify them (0: none)",
     )
-    matching: Literal["distribution", "gradient"] = Field(
-        "distribution", description="what is matched between real and synthetic images"
+    matching: Literal["distribution", "gradient", "regression"] = Field(
+        "distribution",
+        description="what is matched between real and synthetic images: mean features, mean "
+        "gradients, or the targets of real ones, by ridge regression from features of synthetic "
+        "ones",
+    )
+    ridge: Weight = Field(
+        1.0,
+        description="penalty of the regression, as a multiple of the mean squared norm of the "
+        "features",
     )
     layers: Layers = Field(
         "last",
@@ -335,6 +352,15 @@ class CondensationConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _regression_has_classes(self) -> "CondensationConfig":
+        if self.matching == "regression" and self.network_per == "class":
+            raise ValueError(
+                "network_per: a regression tells classes apart, so all share a step's network; "
+                "leave it at step"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _schedules_are_of_adam(self) -> "CondensationConfig":
         if self.schedule != "constant" and self.optimiser != "adam":
             raise ValueError(f"schedule: {self.schedule} is for adam; sgd keeps its rate")
@@ -357,7 +383,8 @@ class CondensationConfig(Config):
 
 PLUS: dict[str, Any] = {  # what itgan-plus adds to itgan
     "pool": PoolConfig(kind="snapshots", networks=3, snapshots=20),
-    "lambda_class": 5.0,
+    "matching": "regression",
+    "lambda_class": 0.05,
 }
 
 

@@ -20,7 +20,7 @@ from itgan.latents import LatentBank, deal
 from itgan.matching import Discrepancy
 from itgan.networks import couples_images
 from itgan.randomness import derive
-from itgan.two_pass import Draw, mean_weights
+from itgan.two_pass import Draw, Total, mean_weights
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,18 @@ def real_statistics(
     discrepancy: Discrepancy,
     compiled: bool,
 ) -> list[Tensor]:
-    """For each draw the statistics of the classes in a batch of real images."""
+    """For each draw the statistic of a batch of real images."""
     device = next(draws[0].network.parameters()).device
     shares = mean_weights(batch.labels)
     weights = send(shares, device)
     # A batch norm must see every class at once.
     whole = any(couples_images(d.network) for d in draws)
-    totals = [torch.zeros((), device=device)] * len(draws)
+    totals = [Total(discrepancy.by_image) for _ in draws]
     for chunk in torch.arange(len(batch)).split(len(batch) if whole else micro_batch):
         images, labels = send(batch.floats(chunk), device), batch.labels[chunk]
         here = slice(int(chunk[0]), int(chunk[-1]) + 1)
         on_device, present = send(labels, device), shares[:, here].any(1).tolist()
-        for i, draw in enumerate(draws):
+        for draw, total in zip(draws, totals, strict=True):
             with (
                 autocast(device, precision),
                 torch.set_grad_enabled(discrepancy.needs_graph),
@@ -127,8 +127,8 @@ def real_statistics(
                 present,
                 differentiable=False,
             )
-            totals[i] = totals[i] + part.detach()
-    return totals
+            total.add(part.detach())
+    return [total.value() for total in totals]
 
 
 def positions_of(bank: LatentBank, real: ImageSet) -> Tensor:

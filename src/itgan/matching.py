@@ -3,9 +3,9 @@
     Eq. 9   L_con = sum over classes of || mean psi(A(x)) - mean psi(A(G(z))) ||^2
     Eq. 10  R     = sum over classes of mean_i || psi(A(x_i)) - psi(A(G(z_i))) ||^2
 
-A discrepancy compares one statistic of each class, a mean over its images, so that it adds up over
-parts of a batch: the mean feature for distribution matching, the mean gradient of the classifier's
-loss for gradient matching.
+A discrepancy compares statistics. Those of each class, a mean over its images, add up over parts
+of a batch: the mean feature for distribution matching, the mean gradient of the classifier's loss
+for gradient matching. Regression takes the features of every image as they are.
 """
 
 import math
@@ -64,12 +64,48 @@ def gradient_distance(
     return total
 
 
+def regression(
+    real_features: Float[Tensor, "n d"],
+    real_targets: Float[Tensor, "n classes"],
+    synthetic_features: Float[Tensor, "m d"],
+    synthetic_targets: Float[Tensor, "m classes"],
+    ridge: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Error on real images of the linear classifier that synthetic images give.
+
+    With features s, targets y (one-hot) centred on their means s_0, y_0 over synthetic images,
+
+        W    = argmin_W  sum_j || W s_j - y_j ||^2 + ridge mean_j || s_j ||^2 || W ||^2
+        loss = sum over classes of mean_i || W (r_i - s_0) + y_0 - t_i ||^2     over real r_i, t_i
+
+    as kernel inducing points (Nguyen et al., 2021) and FRePo (Zhou et al., 2022) have it in
+    pixels. The system that is solved has as many rows as images or features, whichever are fewer.
+
+    >>> x, y = torch.tensor([[0.0], [2.0]]), torch.eye(2)
+    >>> float(regression(x, y, x, y, ridge=0.0))
+    0.0
+    """
+    mean, base = synthetic_features.mean(0), synthetic_targets.mean(0)
+    s, y = synthetic_features - mean, synthetic_targets - base
+    penalty = (ridge * s.square().sum(1).mean()).clamp_min(1e-12)  # where all are alike
+    identity = torch.eye(min(s.shape), dtype=s.dtype, device=s.device)
+    if s.shape[0] <= s.shape[1]:
+        coefficients = s.T @ torch.linalg.solve(s @ s.T + penalty * identity, y)
+    else:
+        coefficients = torch.linalg.solve(s.T @ s + penalty * identity, s.T @ y)
+    errors = (real_features - mean) @ coefficients + base - real_targets  # n classes
+    shares = (real_targets / real_targets.sum(0)).sum(1)  # 1 / n_c
+    return (errors.square().sum(1) * shares).sum()
+
+
 @runtime_checkable
 class Discrepancy(Protocol):
-    """What is matched: a statistic of each class, and a distance between statistics."""
+    """What is matched: statistics of classes or images, and a distance between them."""
 
     needs_graph: bool
     """Whether statistics of real images, too, need the graph of the network."""
+    by_image: bool
+    """Whether a statistic has a row for each image; else one for each class, which adds up."""
 
     def prepare(self, network: Network) -> None:
         """Make a drawn network ready."""
@@ -84,15 +120,16 @@ class Discrepancy(Protocol):
         present: Sequence[bool],
         *,
         differentiable: bool,
-    ) -> Float[Tensor, "classes s"]:
+    ) -> Float[Tensor, "rows s"]:
         """Weighted sums over images, one row for each class: with weights 1/n_c a mean.
 
-        ``present`` says of each class whether any of its weights is not zero.
+        Or, ``by_image``, a row for each. ``present`` says of each class whether any of its
+        weights is not zero.
         """
         ...
 
     def distance(
-        self, network: Network, real: Float[Tensor, "classes s"], synthetic: Tensor
+        self, network: Network, real: Float[Tensor, "rows s"], synthetic: Tensor, classes: int
     ) -> Float[Tensor, ""]:
         """The discrepancy, summed over classes."""
         ...
@@ -102,6 +139,7 @@ class DistributionMatching:
     """Eq. 9: mean features."""
 
     needs_graph = False
+    by_image = False
 
     def prepare(self, network: Network) -> None:
         """Weights need no gradient."""
@@ -121,16 +159,53 @@ class DistributionMatching:
         return weights @ features
 
     def distance(
-        self, network: Network, real: Float[Tensor, "classes d"], synthetic: Tensor
+        self, network: Network, real: Float[Tensor, "classes d"], synthetic: Tensor, classes: int
     ) -> Float[Tensor, ""]:
         """Squared distance of the mean features, Eq. 9."""
         return class_means(real, synthetic)
+
+
+class RegressionMatching:
+    """A linear classifier of the synthetic images' features, judged on the real ones'."""
+
+    needs_graph = False
+    by_image = True
+
+    def __init__(self, ridge: float = 1.0) -> None:
+        """With this penalty, as a multiple of the mean squared norm of the features."""
+        self.ridge = ridge
+
+    def prepare(self, network: Network) -> None:
+        """Weights need no gradient."""
+        network.requires_grad_(False)
+
+    def statistic(
+        self,
+        network: Network,
+        features: Float[Tensor, "n d"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, "classes n"],
+        present: Sequence[bool],
+        *,
+        differentiable: bool,
+    ) -> Float[Tensor, "n s"]:
+        """Every image's features, and after them its one-hot target among these classes."""
+        return torch.cat([features, (weights > 0).T.to(features.dtype)], 1)
+
+    def distance(
+        self, network: Network, real: Float[Tensor, "n s"], synthetic: Tensor, classes: int
+    ) -> Float[Tensor, ""]:
+        """See ``regression``."""
+        r, t = real[:, :-classes], real[:, -classes:]
+        s, y = synthetic[:, :-classes], synthetic[:, -classes:]
+        return regression(r, t, s, y, self.ridge)
 
 
 class GradientMatching:
     """Mean gradients of the classifier's loss in its weight matrices and kernels."""
 
     needs_graph = True
+    by_image = False
 
     def prepare(self, network: Network) -> None:
         """Weights are what gradients are taken in."""
@@ -161,7 +236,7 @@ class GradientMatching:
         return torch.stack(rows)
 
     def distance(
-        self, network: Network, real: Float[Tensor, "classes s"], synthetic: Tensor
+        self, network: Network, real: Float[Tensor, "classes s"], synthetic: Tensor, classes: int
     ) -> Float[Tensor, ""]:
         """``gradient_distance`` of each class, summed."""
         shapes = [p.shape for p in _matrices(network)]
@@ -179,7 +254,8 @@ def _matrices(network: Network) -> list[Tensor]:
     return [p for p in network.parameters() if p.ndim > 1]
 
 
-DISCREPANCIES: dict[str, type[DistributionMatching] | type[GradientMatching]] = {
-    "distribution": DistributionMatching,
-    "gradient": GradientMatching,
-}
+def make_discrepancy(name: str, ridge: float) -> Discrepancy:
+    """What a config calls ``distribution``, ``gradient`` or ``regression``, which has a ridge."""
+    if name == "regression":
+        return RegressionMatching(ridge)
+    return {"distribution": DistributionMatching, "gradient": GradientMatching}[name]()

@@ -426,14 +426,21 @@ def _in_pixels(scale: Scale, config: RunConfig) -> RunConfig:
 def _plus(scale: Scale) -> Iterator[Entry]:
     """Additions to IT-GAN, one by one and together, and soft labels."""
     plain, most = scale.additions.condensation.model_dump(), scale.additions.plus.model_dump()
-    pool = {"pool": most["pool"]}
+    pool, regression = {"pool": most["pool"]}, {"matching": "regression"}
     additions = {
         "several networks": {"embeddings_per_step": 2},
         "all layers": {"layers": "all"},
         "mean of the last": {"average": 0.3},
         "class gains too": {"gains_rate": 0.001},
         "trained networks": pool,
-        "trained networks classify": {**pool, "lambda_class": most["lambda_class"]},
+        "trained networks classify": {**pool, "lambda_class": 5.0},
+        "regression": regression,
+        "regression in trained networks": {**pool, **regression},
+        "regression, trained networks classify": {
+            **pool,
+            **regression,
+            "lambda_class": most["lambda_class"],
+        },
     }
     for schedule, change in scale.schedules.items():
         once = vary(scale.additions, {"evaluation": change})
@@ -443,8 +450,9 @@ def _plus(scale: Scale) -> Iterator[Entry]:
         for row, addition in additions.items():
             alone = vary(once, {"condensation": {**plain, **addition}})
             yield Entry(f"IT-GAN, {row}", schedule, alone, "itgan")
-        untrained = {"condensation": {**most, "pool": plain["pool"], "lambda_class": 0.0}}
-        yield Entry("IT-GAN, more in int8", schedule, vary(many, untrained), "itgan")
+        same = {name: plain[name] for name in ("pool", "matching", "lambda_class")}
+        more = vary(many, {"condensation": {**most, **same}})
+        yield Entry("IT-GAN, more in int8", schedule, more, "itgan")
         yield Entry("IT-GAN plus", schedule, many, "itgan-plus")
         softly = {"soft_labels": True}
         yield Entry("Random, soft labels", schedule, vary(once, softly), "random", "soft")

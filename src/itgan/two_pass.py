@@ -2,10 +2,11 @@
 
 Only the class means couple the latents. So a first pass over micro-batches gives the means, the
 gradient of Eq. 9 in them is then a constant, and a second pass back-propagates it: the gradient
-of the whole batch in the memory of one micro-batch. Graphs of as many micro-batches as are asked
-for stay in memory between the passes; only the others are computed twice. Since no latent needs
-another one's gradient, each micro-batch takes its step at once: what grows with the bank is the
-latents and the optimiser's state alone.
+of the whole batch in the memory of one micro-batch. (What regression keeps are the features of all
+images, which are small beside what a network keeps to differentiate.) Graphs of as many
+micro-batches as are asked for stay in memory between the passes; only the others are computed
+twice. Since no latent needs another one's gradient, each micro-batch takes its step at once: what
+grows with the bank is the latents and the optimiser's state alone.
 
 Labels and draws stay on the host, so that no step reads a number back from the device.
 """
@@ -67,7 +68,7 @@ class Problem:
     generator: ConditionalGenerator
     labels: Int[Tensor, " n"]  # ordered by class, on the host
     draws: Sequence[Draw]
-    real_means: Sequence[Float[Tensor, "classes s"]]  # of the statistic; for each draw
+    real_means: Sequence[Float[Tensor, "rows s"]]  # the statistic; for each draw
     partners: Images | None  # the x_i of Eq. 10
     lambda_reg: float
     micro_batch: int
@@ -85,7 +86,27 @@ class Forward:
 
     latents: Tensor
     features: Sequence[Float[Tensor, "k d"]]
-    parts: Sequence[Float[Tensor, "classes s"]]
+    parts: Sequence[Float[Tensor, "rows s"]]
+
+
+class Total:
+    """The statistic of a batch, from those of its parts, in order."""
+
+    def __init__(self, by_image: bool) -> None:
+        """Rows of images stand one below the other, those of classes add up."""
+        self.by_image = by_image
+        self.parts: list[Tensor] = []
+
+    def add(self, part: Float[Tensor, "rows s"]) -> None:
+        """Count the next part in."""
+        if self.by_image or not self.parts:
+            self.parts.append(part)
+        else:
+            self.parts[0] = self.parts[0] + part
+
+    def value(self) -> Float[Tensor, "rows s"]:
+        """That of all parts so far."""
+        return torch.cat(self.parts)
 
 
 def mean_weights(
@@ -152,28 +173,30 @@ def descend(
         return Forward(z, features, parts)
 
     # First pass: the statistics of the classes. The last graphs stay.
-    totals = [torch.zeros_like(real, dtype=dtype) for real in problem.real_means]
+    totals = [Total(match.by_image) for _ in draws]
     kept: dict[int, Forward] = {}
     for k, chunk in enumerate(chunks):
         stays = k >= len(chunks) - problem.kept_graphs
         made = forward(chunk, graph=stays)
-        totals = [t + part.detach() for t, part in zip(totals, made.parts, strict=True)]
+        for total, part in zip(totals, made.parts, strict=True):
+            total.add(part.detach())
         if stays:
             kept[k] = made
 
     # The gradient of Eq. 9 in them.
     l_con, directions = torch.zeros((), device=device), []
     for draw, real, total in zip(draws, problem.real_means, totals, strict=True):
-        total.requires_grad_(True)
-        value = match.distance(draw.network, real.to(total.dtype), total)  # Eq. 9
-        directions.append(torch.autograd.grad(value, total)[0])
+        ours = total.value().requires_grad_(True)
+        value = match.distance(draw.network, real.to(ours.dtype), ours, len(shares))  # Eq. 9
+        directions.append(torch.autograd.grad(value, ours)[0])
         l_con = l_con + value.detach() / len(draws)
 
     # Second pass: the same constants, pulled back to the latents. What was kept goes first.
     regulariser, classification = (torch.zeros((), device=device) for _ in range(2))
     for k in reversed(range(len(chunks))):
         chunk, made = chunks[k], kept.pop(k, None) or forward(chunks[k], graph=True)
-        pulled = [(d * part).sum() for d, part in zip(directions, made.parts, strict=True)]
+        pulls = [d[chunk] if match.by_image else d for d in directions]
+        pulled = [(d * part).sum() for d, part in zip(pulls, made.parts, strict=True)]
         loss = (1 - problem.lambda_reg) * torch.stack(pulled).sum()
         if problem.partners is not None:
             r = _regulariser(problem, chunk, made.features, weights[:, chunk].sum(0))
