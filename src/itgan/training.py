@@ -178,10 +178,14 @@ def _restore(
 
 @torch.no_grad()
 def accuracy(
-    network: Network, images: ImageSet, config: EvaluationConfig, batch_size: int = 500
+    network: Network, images: ImageSet, config: EvaluationConfig, batch_size: int | None = None
 ) -> float:
-    """The share of images that the network classifies correctly, in [0, 1]."""
+    """The share of images that the network classifies correctly, in [0, 1].
+
+    Without a ``batch_size`` 500 images go through at a time; on a CPU 64, which stay in its cache.
+    """
     device = next(network.parameters()).device
+    batch_size = batch_size or (64 if device.type == "cpu" else 500)
     was_training = network.training
     network.eval()
     correct = 0
