@@ -45,6 +45,7 @@ PAIRS = {
         ("IT-GAN", "DM"),
         ("IT-GAN plus", "IT-GAN"),
         ("IT-GAN plus", "Random"),
+        ("IT-GAN plus", "DM"),
         ("Inversion", "GAN"),
     ),
     "plus": (
