@@ -433,7 +433,7 @@ def _plus(scale: Scale) -> Iterator[Entry]:
         "mean of the last": {"average": 0.3},
         "class gains too": {"gains_rate": 0.001},
         "trained networks": pool,
-        "trained networks classify": {**pool, "lambda_class": 5.0},
+        "trained networks classify": {**pool, "lambda_class": 5.0},  # docs/choices.md
         "regression": regression,
         "regression in trained networks": {**pool, **regression},
         "regression, trained networks classify": {
