@@ -10,7 +10,7 @@ from itgan.pipeline import Experiment
 from itgan.planning import plan
 from itgan.recipes import RECIPES
 from itgan.runs import Run
-from itgan.studies import vary
+from itgan.scales import vary
 
 STAGES = {
     "embed": ("extractor", "encoder", "pool"),

@@ -19,7 +19,8 @@ from itgan.claims import (
 from itgan.errors import InputError
 from itgan.reproduction import entries
 from itgan.run_configs import StudyConfig
-from itgan.studies import SCALES, STUDIES, published
+from itgan.scales import SCALES
+from itgan.studies import STUDIES, published
 
 REGISTER = Path(__file__).parents[1] / "docs" / "claims.toml"
 
@@ -115,7 +116,7 @@ def test_the_rule_of_the_verdict(expect, low, high, said):
 
 
 def test_the_register_names_figures_that_the_studies_have(monkeypatch):
-    monkeypatch.setattr(reproduction, "pixels_in_the_bytes", lambda config: 7)
+    monkeypatch.setattr(reproduction, "pixels_in_the_bytes", lambda config, dtype: 7)
     claims = read_claims(REGISTER)
     assert len(claims) >= 20
     both = StudyConfig(dataset100="there", generator100="file")

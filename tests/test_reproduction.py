@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from itgan import artefacts, studies
+from itgan import artefacts, scales
 from itgan.cli import main
 from itgan.errors import InputError
 from itgan.evaluation import Trial
@@ -26,7 +26,8 @@ from itgan.reproduction import (
 )
 from itgan.run_commands import _of_claims
 from itgan.run_configs import StudyConfig
-from itgan.studies import SCALES, STUDIES, Entry, published, vary
+from itgan.scales import SCALES, vary
+from itgan.studies import STUDIES, Entry, published
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +257,7 @@ def test_a_page_is_written(place):
 def test_an_empty_window_is_not_measured_and_stops_nothing_else(place, capsys, monkeypatch):
     scale = SCALES["smoke"]()
     pool = {**scale.pool, "networks": 1, "snapshots": 1}
-    monkeypatch.setitem(studies.SCALES, "smoke", lambda: replace(scale, pool=pool))
+    monkeypatch.setitem(scales.SCALES, "smoke", lambda: replace(scale, pool=pool))
     flags = ("--scale", "smoke", "--out", f"{place / 'table7'}", "--cells", f"{place / 'cells'}")
     assert main(["reproduce", "table7", "--only", "Random", "10-20", *flags]) == 0
     assert {row["column"] for row in rows(place, "table7")} == {"Random"}
@@ -268,12 +269,15 @@ def test_an_empty_window_is_not_measured_and_stops_nothing_else(place, capsys, m
 def test_dm_gets_the_bytes_of_the_generator_that_is_given():
     config = vary(digits(), {"latents_per_class": 10})
     synthetic = Experiment(config).synthetic_bytes()
-    assert pixels_in_the_bytes(config) == synthetic // (64 + 1) // 10
+    assert pixels_in_the_bytes(config, "fp32") == synthetic // (64 + 1) // 10
+    assert pixels_in_the_bytes(config, "int8") < pixels_in_the_bytes(config, "fp32") // 3
     given = entries("table2", StudyConfig(scale="smoke", generator="biggan-digits"))
     sizes = {e.config.latents_per_class for e in given if e.source == "dm" and "10 " in e.row}
-    assert sizes == {
-        pixels_in_the_bytes(given[0].config.model_copy(update={"latents_per_class": 5}))
-    }
+    five = given[0].config.model_copy(update={"latents_per_class": 5})
+    assert sizes == {pixels_in_the_bytes(five, "fp32")}
+    given = entries("rate", StudyConfig(scale="smoke", generator="biggan-digits"))
+    (small,) = (e for e in given if (e.row, e.column) == ("DM, int8's bytes", "5"))
+    assert small.config.latents_per_class == pixels_in_the_bytes(five, "int8")
 
 
 def test_a_chart_of_rows_with_fewer_trials_has_those(place):

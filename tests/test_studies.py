@@ -7,7 +7,8 @@ from itgan.errors import InputError
 from itgan.pipeline import Experiment
 from itgan.reproduction import cells_of, entries
 from itgan.run_configs import RunConfig, StudyConfig
-from itgan.studies import METHODS, SCALES, STUDIES, published, vary
+from itgan.scales import SCALES, vary
+from itgan.studies import METHODS, STUDIES, published
 
 TABLES = [name for name in STUDIES if name.startswith("table")]
 
@@ -95,15 +96,22 @@ def test_ablations_leave_everything_else_alone():
         assert entry.config.model_dump(exclude={"condensation"}) == base
 
 
-@pytest.mark.parametrize("name", ["sources", "rate"])
-def test_dm_has_the_bytes_of_the_main_experiment(name):
+@pytest.mark.parametrize(
+    ("name", "row", "images"),
+    [
+        ("sources", "DM", (50, 57, 65)),
+        ("rate", "DM, fp32's bytes", (50, 57, 65)),
+        ("rate", "DM, int8's bytes", (12, 14, 16)),
+    ],
+)
+def test_dm_has_the_bytes_of_the_experiment_beside_it(name, row, images):
     scale = SCALES["cpu"]()
     sizes = {
         entry.column.split(",")[0]: entry.config.latents_per_class
         for entry in STUDIES[name].entries(scale)
-        if entry.row == "DM"
+        if entry.row == row
     }
-    assert sizes == {"10": 10, "50": 57, "100": 100}
+    assert sizes == dict(zip(("10", "50", "100"), images, strict=True))
     shared = [e for e in STUDIES["table2"].entries(scale) if e.column == "DM"]
     assert {entry.config.latents_per_class for entry in shared} == {57}
 
@@ -117,7 +125,7 @@ def test_vary_changes_what_it_names_and_checks_it():
 
 
 def test_a_users_places_and_seeds_reach_every_entry(monkeypatch):
-    monkeypatch.setattr(reproduction, "pixels_in_the_bytes", lambda config: 7)
+    monkeypatch.setattr(reproduction, "pixels_in_the_bytes", lambda config, dtype: 7)
     config = StudyConfig(dataset="here", generator="file", latent_seeds=(5,), network_seeds=(6, 7))
     for name in set(STUDIES) - {"fig4"}:
         for entry in entries(name, config):

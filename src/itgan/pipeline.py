@@ -142,10 +142,12 @@ class Experiment(Banks):
         made.latent_seed = latent_seed
         return made
 
-    def synthetic_bytes(self) -> int:
-        """Bytes of one synthetic set in fp32."""
+    def synthetic_bytes(self, dtype: Dtype = "fp32") -> int:
+        """Bytes of one synthetic set, stored in ``dtype``."""
         rows = self.subset(self.config.latent_seeds[0])
-        return self.synthetic(sample_latents(self.generator, rows), 0).nbytes
+        made = self.synthetic(sample_latents(self.generator, rows), 0)
+        made.dtype = dtype
+        return made.nbytes
 
     def trial(
         self,

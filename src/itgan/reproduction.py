@@ -15,6 +15,7 @@ from rich.table import Table
 
 from itgan import artefacts, kept
 from itgan.charts import Curve
+from itgan.configs import Dtype
 from itgan.embedding import EmptyWindow
 from itgan.errors import InputError
 from itgan.evaluation import Trial, summarize
@@ -25,8 +26,9 @@ from itgan.recipes import flags_between
 from itgan.report import write_gallery, write_report
 from itgan.run_configs import RunConfig, StudyConfig
 from itgan.runs import Cell, Run, environment
+from itgan.scales import COMPARED, SCALES, vary
 from itgan.sources import label_bytes
-from itgan.studies import SCALES, STUDIES, Entry, Study, published, vary
+from itgan.studies import STUDIES, Entry, Study, published
 from itgan.tables import Row, escaped, points
 
 MISSING = "not measured"
@@ -56,17 +58,23 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
     whole = {dataset: _placed(base, config, dataset) for dataset, base in scale.whole.items()}
     if config.dataset100 and config.generator100 and "CIFAR100" not in whole:
         whole["CIFAR100"] = _placed(scale.whole["CIFAR10"], config, "CIFAR100")
-    same_bytes = dict(scale.same_bytes)
+    main = _placed(scale.main, config, "CIFAR10")
+    same_bytes, pixels = dict(scale.same_bytes), dict(scale.pixels)
     given = {"CIFAR10": config.generator, "CIFAR100": config.generator100}
-    if name in ("table2", "sources", "rate"):
+    if name == "table2":
         own = (dataset for dataset in whole if given[dataset])
-        same_bytes |= {dataset: pixels_in_the_bytes(whole[dataset]) for dataset in own}
+        same_bytes |= {dataset: pixels_in_the_bytes(whole[dataset], "fp32") for dataset in own}
+    if name in ("sources", "rate") and config.generator:
+        for size in scale.sizes:
+            sized = vary(main, {"latents_per_class": size})
+            pixels |= {(size, dtype): pixels_in_the_bytes(sized, dtype) for dtype in COMPARED}
     scale = replace(
         scale,
         whole=whole,
         same_bytes=same_bytes,
+        pixels=pixels,
         few=_placed(scale.few, config, "CIFAR10"),
-        main=_placed(scale.main, config, "CIFAR10"),
+        main=main,
         additions=_placed(scale.additions, config, "CIFAR10"),
         many=_placed(scale.many, config, "CIFAR10"),
     )
@@ -88,12 +96,12 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
     return [replace(e, config=_seeded(e.config, config)) for e in chosen]
 
 
-def pixels_in_the_bytes(config: RunConfig) -> int:
-    """How many raw images per class take the bytes of this experiment's synthetic set."""
+def pixels_in_the_bytes(config: RunConfig, dtype: Dtype) -> int:
+    """How many raw images per class take the bytes of this experiment's set, stored in dtype."""
     experiment = Experiment(config)
     train = experiment.data.train
     each = math.prod(train.image_shape) + label_bytes(train.num_classes)
-    return max(1, experiment.synthetic_bytes() // each // train.num_classes)
+    return max(1, experiment.synthetic_bytes(dtype) // each // train.num_classes)
 
 
 def _placed(base: RunConfig, config: StudyConfig, dataset: str) -> RunConfig:
