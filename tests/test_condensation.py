@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import itgan.condensation
-from itgan import matching
+from itgan import discrepancies, matching
 from itgan.artefacts import Checkpoint
 from itgan.augment import STRATEGY, draw_augmentation
 from itgan.condensation import condense
@@ -302,7 +302,7 @@ def class_gradient(draw, images, label, augmentation):
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
 def test_the_two_passes_give_the_gradient_of_gradient_matching(micro_batch):
     case, real = problem(torch.float64, 0.0, micro_batch)
-    match = matching.GradientMatching()
+    match = discrepancies.GradientMatching()
     for draw in case.draws:
         match.prepare(draw.network)
         draw.network.float().double()
@@ -318,7 +318,7 @@ def test_the_two_passes_give_the_gradient_of_gradient_matching(micro_batch):
             rows.append(torch.cat([g.detach().flatten() for g in own if g.ndim > 1]))
         statistics.append(torch.stack(rows))
     (expected,) = torch.autograd.grad(loss, z)
-    case = replace(case, real_means=statistics, discrepancy=match)
+    case = replace(case, real_statistics=statistics, discrepancy=match)
     gradient, values = latent_gradient(case, z.detach())
     # Losses are taken in fp32, whatever the precision of the networks.
     assert float(values[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -328,7 +328,7 @@ def test_the_two_passes_give_the_gradient_of_gradient_matching(micro_batch):
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
 def test_the_two_passes_give_the_gradient_of_regression_and_the_cross_entropy(micro_batch):
     case, real = problem(torch.float64, 0.0, micro_batch, draws=2)
-    match = matching.RegressionMatching(0.5)
+    match = discrepancies.RegressionMatching(0.5)
     z = latents_for(torch.float64).requires_grad_(True)
     loss, statistics = z.new_zeros(()), []
     for draw in case.draws:
@@ -351,7 +351,7 @@ def test_the_two_passes_give_the_gradient_of_regression_and_the_cross_entropy(mi
         loss = loss + value / len(case.draws)
         statistics.append(torch.cat([torch.cat(own), theirs], 1).detach())
     (expected,) = torch.autograd.grad(loss, z)
-    case = replace(case, real_means=statistics, discrepancy=match, lambda_class=2.0)
+    case = replace(case, real_statistics=statistics, discrepancy=match, lambda_class=2.0)
     gradient, values = latent_gradient(case, z.detach())
     assert float(values[0]) == pytest.approx(float(loss.detach()), rel=1e-6)
     assert float((gradient - expected).norm() / expected.norm()) < 1e-6
@@ -359,7 +359,7 @@ def test_the_two_passes_give_the_gradient_of_regression_and_the_cross_entropy(mi
 
 def test_the_statistic_of_regression_is_every_real_image_in_order(images):
     config = changed(matching="regression", augmentation="none", real_per_class=3)
-    match = matching.make_discrepancy("regression", 1.0)
+    match = discrepancies.make_discrepancy("regression", 1.0)
     members = {c: images.class_indices(c) for c in images.labels.unique().tolist()}
     labels = images.labels.sort().values
     draws = list(draw_embeddings(Fresh(), labels, config, 0, (0, 0), match, torch.device("cpu")))
@@ -412,7 +412,7 @@ def test_several_draws_give_the_mean_of_their_gradients():
             case.generator,
             case.labels,
             case.draws[k : k + 1],
-            case.real_means[k : k + 1],
+            case.real_statistics[k : k + 1],
             case.partners,
             case.lambda_reg,
             case.micro_batch,
@@ -443,9 +443,9 @@ def test_equal_sets_have_no_loss_and_no_gradient(images, lambda_reg):
     ]
     partners = z if lambda_reg else None
 
-    def case(real_means):
+    def case(real_statistics):
         return Problem(
-            Identity(), chosen.labels, draws, real_means, partners, lambda_reg, 3, "fp32"
+            Identity(), chosen.labels, draws, real_statistics, partners, lambda_reg, 3, "fp32"
         )
 
     gradient, values = latent_gradient(case(means), z)
@@ -464,7 +464,7 @@ def test_a_step_does_not_wait_for_the_device(images, kind, group):
     toy = Toy()
     toy.weight, toy.bias = toy.weight.to(meta), toy.bias.to(meta)
     config = changed(matching=kind, augmentation=group, embeddings_per_step=2)
-    match = matching.make_discrepancy(kind, 1.0)
+    match = discrepancies.make_discrepancy(kind, 1.0)
     members = {c: images.class_indices(c) for c in images.labels.unique().tolist()}
     labels = images.labels.sort().values
     draws = list(draw_embeddings(Fresh(), labels, config, 0, (0, 0), match, meta))

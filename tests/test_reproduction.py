@@ -202,6 +202,22 @@ def test_figures_of_two_scales_do_not_mix(capsys):
     assert "holds figures of cpu scale; keep those of smoke" in capsys.readouterr().err
 
 
+def test_figures_of_two_data_sets_do_not_mix(tmp_path, capsys):
+    figure = ("--only", "GAN=2, 4 updates")
+    rows, _ = study(tmp_path, "sources", *figure)
+    path = tmp_path / "kept" / "sources.json"
+    rows[0]["dataset"] = "the same under another name"
+    path.write_text(json.dumps(rows))
+    assert study(tmp_path, "sources", *figure)[1] == []
+    rows[0]["trials"][0]["cell"] = "trial-of-other-data"
+    path.write_text(json.dumps(rows))
+    flags = ("--scale", "smoke", "--cells", f"{tmp_path}/c", "--out", f"{tmp_path}/out")
+    assert main(["reproduce", "sources", *flags, "--results", f"{path.parent}", *figure]) == 2
+    said = "sources.json holds figures of the same under another name; keep those of digits else"
+    assert said in capsys.readouterr().err
+    assert json.loads(path.read_text()) == rows
+
+
 def test_data_that_were_not_asked_for_are_not_looked_for():
     places = {"dataset100": "nowhere", "generator100": "nothing"}
     config = StudyConfig(scale="smoke", only=("CIFAR10=IT-GAN",), **places)

@@ -6,7 +6,7 @@
 
 ``lambda_class`` adds the cross-entropy of the generated images in psi, a trained one, to L, as
 Improved Distribution Matching (Zhao et al., 2023) does in pixels. In the place of L_con may stand
-the loss of another matching: of gradients, or of a regression (see ``matching``).
+the loss of another matching: of gradients, or of a regression (see ``discrepancies``).
 
 At every step psi (a network of the pool) and, for each class, A (one Siamese augmentation for
 all its images, real and synthetic) are drawn anew.
@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from itgan import matching
 from itgan.artefacts import Checkpoint
 from itgan.configs import CondensationConfig, PoolConfig
 from itgan.data import ImageSet
 from itgan.devices import send
 from itgan.directions import principal_directions
+from itgan.discrepancies import make_discrepancy
 from itgan.drawing import (
     Partners,
     draw_embeddings,
@@ -165,7 +165,7 @@ def condense(
     if micro_batch == "auto":
         micro_batch = fastest_micro_batch(generator, real, config)
 
-    discrepancy = matching.make_discrepancy(config.matching, config.ridge)
+    discrepancy = make_discrepancy(config.matching, config.ridge)
     compiled = config.compile and not discrepancy.needs_graph  # no second derivatives compiled
     for step in track(range(begun, config.steps), "condensation"):
         late = step >= config.steps - round(config.fp32_share * config.steps)

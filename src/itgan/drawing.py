@@ -14,10 +14,10 @@ from itgan.augment import draw_augmentation
 from itgan.configs import CondensationConfig
 from itgan.data import ImageSet
 from itgan.devices import autocast, send, send_module
+from itgan.discrepancies import Discrepancy, Part
 from itgan.embedding import Pool
 from itgan.errors import InputError
 from itgan.latents import LatentBank, deal
-from itgan.matching import Discrepancy
 from itgan.networks import couples_images
 from itgan.randomness import derive
 from itgan.two_pass import Draw, Total, mean_weights
@@ -112,22 +112,16 @@ def real_statistics(
     for chunk in torch.arange(len(batch)).split(len(batch) if whole else micro_batch):
         images, labels = send(batch.floats(chunk), device), batch.labels[chunk]
         here = slice(int(chunk[0]), int(chunk[-1]) + 1)
-        on_device, present = send(labels, device), shares[:, here].any(1).tolist()
+        present = shares[:, here].any(1).tolist()
+        part = Part(send(labels, device), weights[:, here], present)
         for draw, total in zip(draws, totals, strict=True):
             with (
                 autocast(device, precision),
                 torch.set_grad_enabled(discrepancy.needs_graph),
             ):
                 features = draw.embed(images, labels, compiled=compiled).float()
-            part = discrepancy.statistic(
-                draw.network,
-                features,
-                on_device,
-                weights[:, here],
-                present,
-                differentiable=False,
-            )
-            total.add(part.detach())
+            found = discrepancy.statistic(draw.network, features, part, differentiable=False)
+            total.add(found.detach())
     return [total.value() for total in totals]
 
 

@@ -150,6 +150,7 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
         experiment.check()
     old = _kept_rows(name, config)
     every = _beside(name, config, [entry for entry, _, _ in planned], old)
+    _check_data(name, config, every, old)
     elsewhere = [row for place, row in old.items() if place not in every]
     with artefacts.locked(out):
         run.sweep()
@@ -220,6 +221,24 @@ def _beside(
                     found[place].append((again, *cells_of(again)))
                     found[place].sort(key=lambda one: -len(one[2]))
     return found
+
+
+def _check_data(
+    name: str,
+    config: StudyConfig,
+    every: Mapping[tuple[str, str], Sequence[Candidate]],
+    old: Mapping[tuple[str, str], Row],
+) -> None:
+    """Refuse to put figures in the place of another data set's."""
+    for place in every.keys() & old.keys():
+        theirs, ours = old[place]["dataset"], every[place][0][1].data.name
+        known = {cell.name for _, _, cells in every[place] for cell in cells}
+        same = any(trial["cell"] in known for trial in old[place]["trials"])
+        if theirs != ours and not same:
+            raise InputError(
+                f"--results {config.results}: {name}.json holds figures of {theirs}; "
+                f"keep those of {ours} elsewhere"
+            )
 
 
 def _done(run: Run, every: Mapping[tuple[str, str], Iterable[Candidate]]) -> list[Measured]:

@@ -25,8 +25,8 @@ from itgan.augment import Augmentation, Blocks
 from itgan.compilation import embed, generate
 from itgan.configs import Layers
 from itgan.devices import autocast, send
+from itgan.discrepancies import Discrepancy, DistributionMatching, Part
 from itgan.generators import ConditionalGenerator
-from itgan.matching import Discrepancy
 from itgan.networks import Network
 
 
@@ -68,12 +68,12 @@ class Problem:
     generator: ConditionalGenerator
     labels: Int[Tensor, " n"]  # ordered by class, on the host
     draws: Sequence[Draw]
-    real_means: Sequence[Float[Tensor, "rows s"]]  # the statistic; for each draw
+    real_statistics: Sequence[Float[Tensor, "rows s"]]  # for each draw
     partners: Images | None  # the x_i of Eq. 10
     lambda_reg: float
     micro_batch: int
     precision: str
-    discrepancy: Discrepancy = matching.DistributionMatching()  # noqa: RUF009 - stateless
+    discrepancy: Discrepancy = DistributionMatching()  # noqa: RUF009 - stateless
     kept_graphs: int = 1  # micro-batches that are not computed twice
     compile: bool = False  # not where the discrepancy needs second derivatives
     tuned: Sequence[Tensor] = ()  # leaves that the generator reads, and that are learned too
@@ -156,18 +156,19 @@ def descend(
     weights, on_device = send(shares, device), send(problem.labels, device)
 
     def forward(chunk: slice, *, graph: bool) -> Forward:
-        z, labels, w = read(chunk).detach(), problem.labels[chunk], weights[:, chunk]
+        z, labels = read(chunk).detach(), problem.labels[chunk]
         present = shares[:, chunk].any(1).tolist()
+        part = Part(on_device[chunk], weights[:, chunk], present)
         z.requires_grad_(graph)
         with autocast(device, problem.precision):
             with torch.set_grad_enabled(graph):
-                images = generate(problem.generator, z, on_device[chunk], compiled=problem.compile)
+                images = generate(problem.generator, z, part.labels, compiled=problem.compile)
             with torch.set_grad_enabled(graph or match.needs_graph):
                 features = [
                     d.embed(images, labels, compiled=problem.compile).to(dtype) for d in draws
                 ]
         parts = [
-            match.statistic(d.network, f, on_device[chunk], w, present, differentiable=graph)
+            match.statistic(d.network, f, part, differentiable=graph)
             for d, f in zip(draws, features, strict=True)
         ]
         return Forward(z, features, parts)
@@ -185,7 +186,7 @@ def descend(
 
     # The gradient of Eq. 9 in them.
     l_con, directions = torch.zeros((), device=device), []
-    for draw, real, total in zip(draws, problem.real_means, totals, strict=True):
+    for draw, real, total in zip(draws, problem.real_statistics, totals, strict=True):
         ours = total.value().requires_grad_(True)
         value = match.distance(draw.network, real.to(ours.dtype), ours, len(shares))  # Eq. 9
         directions.append(torch.autograd.grad(value, ours)[0])
