@@ -26,7 +26,7 @@ doctest: .venv/.developer
 check: lint types doctest test
 
 results: .venv/.installed
-	$(BIN)/python -m itgan.claims docs/claims.toml results docs/results.md
+	$(BIN)/python -m itgan.results docs/claims.toml results docs
 
 clean:
 	rm -rf .venv build dist

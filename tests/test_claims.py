@@ -1,23 +1,23 @@
 import json
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from scipy import stats
 
 from itgan import reproduction
 from itgan.claims import (
-    PAIRS,
     Claim,
     Difference,
     difference,
     judge,
     read_claims,
     read_figures,
-    results_page,
     verdict,
 )
 from itgan.errors import InputError
 from itgan.reproduction import entries
+from itgan.results import PAIRS, bytes_figure, results_page
 from itgan.run_configs import StudyConfig
 from itgan.scales import SCALES
 from itgan.studies import STUDIES, published
@@ -178,6 +178,7 @@ def test_a_page_says_where_the_generator_pays_off_and_what_was_trained_longer():
             made = {**row, **place, "updates": updates, **figure(*accuracies)}
             figures["rate", name, size] = made
     page = results_page([], figures)
+    assert "![Accuracy by kbit a class](rate.svg)" in page
     pair = "- IT-GAN int8 - Random, int8's bytes"
     assert f"{pair}: from 100 latents per class on, of 10, 50, 100" in page
     assert "2 x 1, 200 updates; 2 x 1, 600 updates (IT-GAN int8 10)." in page
@@ -192,6 +193,21 @@ def test_a_page_says_where_the_generator_pays_off_and_what_was_trained_longer():
     page = results_page([], figures, "About.")
     assert f"{pair}: not at the largest size, 50 latents per class" in page
     assert "\n\nAbout.\n\n" in page
+
+
+def test_the_chart_has_a_line_for_what_fills_the_bytes_of_several_sets():
+    figures = {}
+    for k, name in enumerate(("IT-GAN int8", "Random, int8's bytes", "Random, fp32's bytes")):
+        for size in (10, 50):
+            place = {"bytes": 1_000_000 * (1 + k) + 1000 * size, "classes": 10, "mean": 40 + k}
+            figures["rate", name, str(size)] = place
+    figures["sources", "DM", "10"] = {"bytes": 1, "classes": 10, "mean": 1}
+    text = bytes_figure(figures)
+    names = [e.text for e in ET.fromstring(text).iter() if e.get("class") == "name"]
+    assert names == ["IT-GAN int8", "Random"]
+    dots = [line for line in text.splitlines() if '"dot' in line]
+    assert [line.count("h0") for line in dots] == [2, 4]
+    assert bytes_figure({}) == ""
 
 
 def test_figures_are_of_one_scale_that_measures_something(tmp_path):

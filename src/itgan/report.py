@@ -120,7 +120,7 @@ def write_report(
         ("Configuration", config),
         ("Environment", environment),
     ]
-    page = _template().render(
+    page = _template("report.html.j2").render(
         title=title,
         about=ABOUT,
         meanings=_meanings(rows),
@@ -159,7 +159,14 @@ def gallery_picture(gallery: Gallery) -> Image.Image:
     return grid(torch.cat(parts, 1), scale=max(1, 32 // stages[0].shape[-1]))
 
 
-def _template() -> jinja2.Template:
+def drawn(curve: Curve) -> str:
+    """A chart alone, as an SVG of lines and dots with its legend; empty without a finite point."""
+    charts = draw([curve], ())
+    height = max(340, 20 * len(curve.series))
+    return _template("figure.svg.j2").render(chart=charts[0], height=height) if charts else ""
+
+
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("itgan", ""),
         autoescape=True,
@@ -167,7 +174,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 @dataclass(frozen=True)
