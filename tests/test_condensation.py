@@ -304,7 +304,7 @@ def test_the_two_passes_give_the_gradient_of_gradient_matching(micro_batch):
     case, real = problem(torch.float64, 0.0, micro_batch)
     match = discrepancies.GradientMatching()
     for draw in case.draws:
-        match.prepare(draw.network)
+        draw.network.requires_grad_(True)
         draw.network.float().double()
     z = latents_for(torch.float64).requires_grad_(True)
     loss, statistics = z.new_zeros(()), []

@@ -39,13 +39,9 @@ class Discrepancy(Protocol):
     """What is matched: statistics of classes or images, and a distance between them."""
 
     needs_graph: bool
-    """Whether statistics of real images, too, need the graph of the network."""
+    """Whether gradients are taken in the network's weights, for real images, too."""
     by_image: bool
     """Whether a statistic has a row for each image; else one for each class, which adds up."""
-
-    def prepare(self, network: Network) -> None:
-        """Make a drawn network ready."""
-        ...
 
     def statistic(
         self,
@@ -70,10 +66,6 @@ class DistributionMatching:
 
     needs_graph = False
     by_image = False
-
-    def prepare(self, network: Network) -> None:
-        """Weights need no gradient."""
-        network.requires_grad_(False)
 
     def statistic(
         self,
@@ -103,10 +95,6 @@ class RegressionMatching:
         """With this penalty, as a multiple of the mean squared norm of the features."""
         self.ridge = ridge
 
-    def prepare(self, network: Network) -> None:
-        """Weights need no gradient."""
-        network.requires_grad_(False)
-
     def statistic(
         self,
         network: Network,
@@ -132,10 +120,6 @@ class GradientMatching:
 
     needs_graph = True
     by_image = False
-
-    def prepare(self, network: Network) -> None:
-        """Weights are what gradients are taken in."""
-        network.requires_grad_(True)
 
     def statistic(
         self,

@@ -66,7 +66,7 @@ def draw_embeddings(
     shard, step = where[0], where[-1]
     for e in range(config.embeddings_per_step):
         network = send_module(pool.draw(derive(seed, "network", *where, e)), device)
-        discrepancy.prepare(network)
+        network.requires_grad_(discrepancy.needs_graph)
         augmentations = {
             c: draw_augmentation(
                 derive(seed, "augmentation", c, shard, step, e), config.augmentation
