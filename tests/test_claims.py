@@ -202,12 +202,12 @@ def test_the_chart_has_a_line_for_what_fills_the_bytes_of_several_sets():
             place = {"bytes": 1_000_000 * (1 + k) + 1000 * size, "classes": 10, "mean": 40 + k}
             figures["rate", name, str(size)] = place
     figures["sources", "DM", "10"] = {"bytes": 1, "classes": 10, "mean": 1}
-    text = bytes_figure(figures)
+    text = bytes_figure("rate", figures)
     names = [e.text for e in ET.fromstring(text).iter() if e.get("class") == "name"]
     assert names == ["IT-GAN int8", "Random"]
     dots = [line for line in text.splitlines() if '"dot' in line]
     assert [line.count("h0") for line in dots] == [2, 4]
-    assert bytes_figure({}) == ""
+    assert bytes_figure("rate", {}) == ""
 
 
 def test_figures_are_of_one_scale_that_measures_something(tmp_path):

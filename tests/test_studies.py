@@ -102,6 +102,7 @@ def test_ablations_leave_everything_else_alone():
         ("sources", "DM", (50, 57, 65)),
         ("rate", "DM, fp32's bytes", (50, 57, 65)),
         ("rate", "DM, int8's bytes", (12, 14, 16)),
+        ("rate-long", "DM, int8's bytes", (12, 14, 16)),
     ],
 )
 def test_dm_has_the_bytes_of_the_experiment_beside_it(name, row, images):

@@ -64,7 +64,7 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
     if name == "table2":
         own = (dataset for dataset in whole if given[dataset])
         same_bytes |= {dataset: pixels_in_the_bytes(whole[dataset], "fp32") for dataset in own}
-    if name in ("sources", "rate") and config.generator:
+    if (name == "sources" or STUDIES[name].by_bytes) and config.generator:
         for size in scale.sizes:
             sized = vary(main, {"latents_per_class": size})
             pixels |= {(size, dtype): pixels_in_the_bytes(sized, dtype) for dtype in COMPARED}

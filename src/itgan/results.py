@@ -23,7 +23,6 @@ from itgan.report import drawn
 from itgan.reproduction import kilobits, markdown_table
 from itgan.studies import STUDIES
 
-FIGURE = "rate.svg"
 ADDITIONS = (
     "several networks",
     "all layers",
@@ -37,6 +36,18 @@ ADDITIONS = (
     "more in int8",
 )
 
+BY_BYTES = (
+    ("IT-GAN fp16", "IT-GAN fp32"),
+    ("IT-GAN int8", "IT-GAN fp32"),
+    ("IT-GAN int8, 32 dimensions", "IT-GAN int8"),
+    ("IT-GAN fp32", "DM, fp32's bytes"),
+    ("IT-GAN int8", "DM, int8's bytes"),
+    ("IT-GAN plus", "DM, fp32's bytes"),
+    ("IT-GAN plus", "Random, fp32's bytes as JPEG"),
+    *(("IT-GAN fp32", f"Random, fp32's bytes{form}") for form in ("", " as JPEG")),
+    *(("IT-GAN int8", f"Random, int8's bytes{form}") for form in ("", " as JPEG")),
+)
+
 # Rows of our own studies whose differences are printed: first less second.
 PAIRS = {
     "sources": (
@@ -45,9 +56,11 @@ PAIRS = {
         ("IT-GAN", "GAN, fresh samples"),
         ("IT-GAN", "Random"),
         ("IT-GAN", "Random, same bytes as JPEG"),
+        ("IT-GAN", "Herding"),
         ("IT-GAN", "DM"),
         ("IT-GAN plus", "IT-GAN"),
         ("IT-GAN plus", "Random"),
+        ("IT-GAN plus", "Random, same bytes as JPEG"),
         ("IT-GAN plus", "DM"),
         ("Inversion", "GAN"),
     ),
@@ -65,17 +78,8 @@ PAIRS = {
         ("IT-GAN, soft labels", "Random, soft labels"),
         ("IT-GAN plus, soft labels", "Random, soft labels"),
     ),
-    "rate": (
-        ("IT-GAN fp16", "IT-GAN fp32"),
-        ("IT-GAN int8", "IT-GAN fp32"),
-        ("IT-GAN int8, 32 dimensions", "IT-GAN int8"),
-        ("IT-GAN fp32", "DM, fp32's bytes"),
-        ("IT-GAN int8", "DM, int8's bytes"),
-        ("IT-GAN plus", "DM, fp32's bytes"),
-        ("IT-GAN plus", "Random, fp32's bytes as JPEG"),
-        *(("IT-GAN fp32", f"Random, fp32's bytes{form}") for form in ("", " as JPEG")),
-        *(("IT-GAN int8", f"Random, int8's bytes{form}") for form in ("", " as JPEG")),
-    ),
+    "rate": BY_BYTES,
+    "rate-long": BY_BYTES,
 }
 
 
@@ -111,8 +115,8 @@ def results_page(claims: Sequence[Claim], figures: Figures, about: str = "") -> 
             lines += ["", f"## {name}: {study.title}", "", *markdown_table(rows)]
             lines += ["", _trainings(rows), *_differences(name, figures)]
             lines += _pay_off(name, figures)
-        if name == "rate" and bytes_figure(figures):
-            lines += ["", f"![Accuracy by kbit a class]({FIGURE})"]
+        if rows and study.by_bytes:
+            lines += ["", f"![Accuracy by kbit a class]({name}.svg)"]
     return "\n".join(lines) + "\n"
 
 
@@ -162,7 +166,7 @@ def _difference(
 def _pay_off(study: str, figures: Figures) -> list[str]:
     """From how many latents on a set beats real images in its bytes, at any kept size."""
     lines = []
-    for pair in PAIRS[study] if study == "rate" else ():
+    for pair in PAIRS[study] if STUDIES[study].by_bytes else ():
         if "bytes" not in pair[1]:
             continue
         sizes = sorted(_columns(study, figures), key=int)
@@ -204,22 +208,22 @@ def _differences(study: str, figures: Figures) -> list[str]:
     ]
 
 
-def bytes_figure(figures: Figures) -> str:
-    """An SVG of the study of accuracy and bytes; empty without its figures.
+def bytes_figure(name: str, figures: Figures) -> str:
+    """An SVG of a study of accuracy and bytes; empty without its figures.
 
     What real images and DM reach in the bytes of this set or that is one line of theirs.
     """
     series: dict[str, list[tuple[float, float]]] = {}
     for (study, row, _), figure in figures.items():
-        if study == "rate":
-            name = re.sub(r", (fp32|int8)'s bytes", "", row)
+        if study == name:
+            title = re.sub(r", (fp32|int8)'s bytes", "", row)
             place = kilobits(figure["bytes"], figure["classes"])
-            series.setdefault(name, []).append((place, figure["mean"]))
+            series.setdefault(title, []).append((place, figure["mean"]))
     runs = {}
-    for name, points in series.items():
+    for title, points in series.items():
         xs, ys = zip(*sorted(set(points)), strict=True)
-        runs[name] = [(xs, ys)]
-    curve = Curve(STUDIES["rate"].title, "kbit a class", "accuracy on real images, %", runs)
+        runs[title] = [(xs, ys)]
+    curve = Curve(STUDIES[name].title, "kbit a class", "accuracy on real images, %", runs)
     return drawn(curve)
 
 
@@ -233,5 +237,6 @@ if __name__ == "__main__":
     except InputError as error:
         sys.exit(f"itgan: {error}")
     artefacts.write_bytes(docs / "results.md", text.encode())
-    if chart := bytes_figure(figures):
-        artefacts.write_bytes(docs / FIGURE, chart.encode())
+    for name, study in STUDIES.items():
+        if study.by_bytes and (chart := bytes_figure(name, figures)):
+            artefacts.write_bytes(docs / f"{name}.svg", chart.encode())

@@ -197,9 +197,10 @@ def _sources(scale: Scale) -> Iterator[Entry]:
                 yield Entry(row, f"{size}, {schedule}", chosen, source)
 
 
-def _rate(scale: Scale) -> Iterator[Entry]:
+def _rate(scale: Scale, schedule: int) -> Iterator[Entry]:
+    change = tuple(scale.schedules.values())[schedule]
     for size in scale.sizes:
-        config = _sized(scale, size)
+        config = vary(_sized(scale, size), {"evaluation": change})
         for dtype in ("fp32", "fp16", "int8"):
             yield Entry(f"IT-GAN {dtype}", f"{size}", vary(config, {"dtypes": (dtype,)}), "itgan")
         fewer = {"dtypes": ("int8",), "latent_dim": scale.fewer_dimensions}
@@ -283,7 +284,16 @@ STUDIES: Mapping[str, Study] = {
     "sources": Study("What to train on, by latents per class and length of training", _sources),
     "architectures": Study("Condensed and inverted latents, across architectures", _across),
     "plus": Study("What each addition to IT-GAN is worth, in no more bytes", _plus),
-    "rate": Study("Accuracy and bytes, by latents per class", _rate, by_bytes=True),
+    "rate": Study(
+        "Accuracy and bytes, by latents per class",
+        functools.partial(_rate, schedule=0),
+        by_bytes=True,
+    ),
+    "rate-long": Study(
+        "Accuracy and bytes, after the long training",
+        functools.partial(_rate, schedule=1),
+        by_bytes=True,
+    ),
 }
 
 
