@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from itgan import data, pictures, readers
-from itgan.data import ImageSet, load_dataset, pixel_constants
+from itgan.data import ImageSet, load_dataset, pixel_constants, shuffled
 from itgan.errors import InputError
+from itgan.randomness import derive
 from itgan.splits import hold_out, pack_rows, stratified, unpack_rows, validation_count
 
 LABELS = [0, 1, 2] * 4
@@ -131,10 +132,28 @@ def test_select_keeps_rows_and_classes():
     assert torch.equal(images.floats([3, 0]), few.floats())
 
 
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    [
+        (5, [5]),
+        (64, [64]),
+        (65, [33, 32]),
+        (129, [64, 33, 32]),
+        (159, [64, 48, 47]),
+        (160, [64, 64, 32]),
+        (500, [64] * 7 + [52]),
+    ],
+)
+def test_a_small_last_batch_shares_with_the_one_before_it(n, sizes):
+    batches = shuffled(n, derive(0, "order"), 64)
+    assert [len(rows) for rows in batches] == sizes
+    assert torch.equal(torch.cat(batches), torch.randperm(n, generator=derive(0, "order")))
+
+
 def test_batches_visit_every_image_once():
     images = an_image_set()
     batches = list(images.batches(torch.Generator().manual_seed(0), 4))
-    assert [len(labels) for _, labels in batches] == [4, 4, 1]
+    assert [len(labels) for _, labels in batches] == [4, 3, 2]
     seen = torch.cat([x for x, _ in batches]).flatten(1)
     assert sorted(seen.tolist()) == sorted(images.floats().flatten(1).tolist())
     for x, labels in batches:

@@ -1073,8 +1073,8 @@ def test_another_root_seed_draws_other_fresh_samples_and_other_images(file):
             "dm.micro_batch=19: the network's batch norm .* all 20 must",
         ),
         (
-            {"evaluation": {"network": "resnet18@32", "batch_size": 19}},
-            "evaluation.batch_size=19: leaves a last batch of one of 20 images",
+            {"evaluation": {"network": "resnet18@32", "batch_size": 2}, "sources": ("real",)},
+            "evaluation.batch_size=2: leaves a batch of one of 1201 images",
         ),
     ],
 )

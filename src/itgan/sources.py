@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from itgan import artefacts
 from itgan.compilation import generate
 from itgan.configs import Dtype
+from itgan.data import shuffled
 from itgan.devices import autocast
 from itgan.errors import InputError
 from itgan.generators import ConditionalGenerator, StoredGenerator, restore_generator
@@ -94,8 +95,8 @@ class PixelSet:
         return len(self.images)
 
     def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One shuffled epoch: every image once, the last batch possibly smaller."""
-        for rows in torch.randperm(len(self), generator=rng).split(batch_size):
+        """One shuffled epoch; see ``itgan.data.shuffled``."""
+        for rows in shuffled(len(self), rng, batch_size):
             images = self.images[rows]
             if not images.is_floating_point():
                 images = images.float() / 127.5 - 1
@@ -209,7 +210,7 @@ class SyntheticSet(TorchDataset[tuple[Tensor, int]]):
 
     def batches(self, rng: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One shuffled epoch, generated batch by batch."""
-        for rows in torch.randperm(len(self), generator=rng).split(batch_size):
+        for rows in shuffled(len(self), rng, batch_size):
             yield self.images(rows), self.bank.labels[rows]
 
     @property
@@ -403,7 +404,7 @@ class FreshSamples:
         device = self.generator.device
         epoch = int(torch.randint(2**62, (), generator=rng))
         own = derive(self.seed, "fresh", epoch)
-        for rows in torch.randperm(len(self), generator=rng).split(batch_size):
+        for rows in shuffled(len(self), rng, batch_size):
             latents = torch.randn(len(rows), *self.generator.latent_shape, generator=own)
             labels = self.labels[rows]
             with autocast(device, self.precision):

@@ -49,14 +49,15 @@ def count_updates(config: EvaluationConfig, n: int) -> int:
 
 
 def check_last_batch(network: Network, n: int, batch_size: int) -> None:
-    """Refuse an epoch of n images whose last batch is a single image.
+    """Refuse an epoch of n images with a batch of a single image.
 
     Raises:
-        InputError: it is, and the network has a batch norm.
+        InputError: there is one, and the network has a batch norm.
     """
-    if n % batch_size == 1 and couples_images(network):
+    alone = min(n, batch_size) == 1 or (batch_size == 2 and n % 2)  # see ``shuffled``
+    if alone and couples_images(network):
         raise InputError(
-            f"batch_size={batch_size}: leaves a last batch of one of {n} images, which a batch "
+            f"batch_size={batch_size}: leaves a batch of one of {n} images, which a batch "
             "norm cannot take; give another batch size"
         )
 
