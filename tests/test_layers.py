@@ -15,7 +15,7 @@ randomness progress endings terminal
 artefacts devices configs splits
 pictures generator_configs file_configs run_configs
 recipes journal
-readers
+readers scales
 data
 generators augment
 networks
@@ -23,7 +23,7 @@ compilation
 training
 embedding latents directions
 reconstruction matching distances
-encoder
+encoder discrepancies
 inversion two_pass gains
 drawing
 condensation
@@ -43,7 +43,7 @@ publishing scoring inspection
 studies
 reproduction planning
 claims flags
-run_commands
+run_commands results
 file_commands
 cli
 """
