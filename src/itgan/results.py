@@ -43,7 +43,7 @@ BY_BYTES = (
     ("IT-GAN fp32", "DM, fp32's bytes"),
     ("IT-GAN int8", "DM, int8's bytes"),
     ("IT-GAN plus", "DM, fp32's bytes"),
-    ("IT-GAN plus", "Random, fp32's bytes as JPEG"),
+    ("IT-GAN plus", "Random, plus's bytes as JPEG"),
     *(("IT-GAN fp32", f"Random, fp32's bytes{form}") for form in ("", " as JPEG")),
     *(("IT-GAN int8", f"Random, int8's bytes{form}") for form in ("", " as JPEG")),
 )
@@ -218,7 +218,7 @@ def bytes_figure(name: str, figures: Figures) -> str:
     series: dict[str, list[tuple[float, float]]] = {}
     for (study, row, _), figure in figures.items():
         if study == name:
-            title = re.sub(r", (fp32|int8)'s bytes", "", row)
+            title = re.sub(r", (fp32|int8|plus)'s bytes", "", row)
             place = kilobits(figure["bytes"], figure["classes"])
             series.setdefault(title, []).append((place, figure["mean"]))
     runs = {}

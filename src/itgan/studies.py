@@ -206,7 +206,9 @@ def _rate(scale: Scale, schedule: int) -> Iterator[Entry]:
         fewer = {"dtypes": ("int8",), "latent_dim": scale.fewer_dimensions}
         row = f"IT-GAN int8, {scale.fewer_dimensions} dimensions"
         yield Entry(row, f"{size}", vary(config, fewer), "itgan")
-        yield Entry("IT-GAN plus", f"{size}", _in_int8(scale, config), "itgan-plus")
+        many = _in_int8(scale, config)
+        yield Entry("IT-GAN plus", f"{size}", many, "itgan-plus")
+        yield Entry("Random, plus's bytes as JPEG", f"{size}", many, "random-jpeg")
         for row in ("Random, same bytes", "Random, same bytes as JPEG"):
             for dtype in COMPARED:
                 name = row.replace("same", f"{dtype}'s")
