@@ -59,19 +59,19 @@ def entries(name: str, config: StudyConfig) -> list[Entry]:
     if config.dataset100 and config.generator100 and "CIFAR100" not in whole:
         whole["CIFAR100"] = _placed(scale.whole["CIFAR10"], config, "CIFAR100")
     main = _placed(scale.main, config, "CIFAR10")
-    same_bytes, pixels = dict(scale.same_bytes), dict(scale.pixels)
+    pixels = dict(scale.pixels)
     given = {"CIFAR10": config.generator, "CIFAR100": config.generator100}
     if name == "table2":
-        own = (dataset for dataset in whole if given[dataset])
-        same_bytes |= {dataset: pixels_in_the_bytes(whole[dataset], "fp32") for dataset in own}
+        for dataset in filter(given.get, whole):
+            size = whole[dataset].latents_per_class
+            pixels[dataset, size, "fp32"] = pixels_in_the_bytes(whole[dataset], "fp32")
     if (name == "sources" or STUDIES[name].by_bytes) and config.generator:
-        for size in scale.sizes:
+        for size, dtype in itertools.product(scale.sizes, COMPARED):
             sized = vary(main, {"latents_per_class": size})
-            pixels |= {(size, dtype): pixels_in_the_bytes(sized, dtype) for dtype in COMPARED}
+            pixels["CIFAR10", size, dtype] = pixels_in_the_bytes(sized, dtype)
     scale = replace(
         scale,
         whole=whole,
-        same_bytes=same_bytes,
         pixels=pixels,
         few=_placed(scale.few, config, "CIFAR10"),
         main=main,

@@ -96,10 +96,10 @@ def _table2(scale: Scale) -> Iterator[Entry]:
             trained = vary(
                 vary(config, scale.across), {"evaluation": {"network": scale.networks[network]}}
             )
+            pixels = _in_pixels(scale, dataset, trained, "fp32")
             for method in ("DM", "IT-GAN", "Upper-bound"):
-                size = {"latents_per_class": scale.same_bytes[dataset]} if method == "DM" else {}
-                changed = vary(trained, size)
-                yield Entry(f"{dataset} {network}", method, changed, METHODS[method])
+                chosen = pixels if method == "DM" else trained
+                yield Entry(f"{dataset} {network}", method, chosen, METHODS[method])
 
 
 def _table3(scale: Scale) -> Iterator[Entry]:
@@ -191,7 +191,7 @@ def _sources(scale: Scale) -> Iterator[Entry]:
                 if source == "itgan-plus":
                     chosen = _in_int8(scale, config)
                 elif source == "dm":
-                    chosen = _in_pixels(scale, config, "fp32")
+                    chosen = _in_pixels(scale, "CIFAR10", config, "fp32")
                 else:
                     chosen = config
                 yield Entry(row, f"{size}, {schedule}", chosen, source)
@@ -214,7 +214,8 @@ def _rate(scale: Scale, schedule: int) -> Iterator[Entry]:
                 name = row.replace("same", f"{dtype}'s")
                 yield Entry(name, f"{size}", vary(config, {"dtypes": (dtype,)}), SOURCES[row])
         for dtype in COMPARED:
-            yield Entry(f"DM, {dtype}'s bytes", f"{size}", _in_pixels(scale, config, dtype), "dm")
+            pixels = _in_pixels(scale, "CIFAR10", config, dtype)
+            yield Entry(f"DM, {dtype}'s bytes", f"{size}", pixels, "dm")
         yield Entry("Random", f"{size}", config, "random")
 
 
@@ -224,10 +225,10 @@ def _in_int8(scale: Scale, config: RunConfig) -> RunConfig:
     return vary(config, {"latents_per_class": size, "dtypes": ("int8",)})
 
 
-def _in_pixels(scale: Scale, config: RunConfig, dtype: Dtype) -> RunConfig:
+def _in_pixels(scale: Scale, dataset: str, config: RunConfig, dtype: Dtype) -> RunConfig:
     """As many images as the bytes of this experiment's set hold, as far as they are known."""
     size = config.latents_per_class
-    return vary(config, {"latents_per_class": scale.pixels.get((size, dtype), size)})
+    return vary(config, {"latents_per_class": scale.pixels.get((dataset, size, dtype), size)})
 
 
 def _plus(scale: Scale) -> Iterator[Entry]:
