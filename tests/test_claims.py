@@ -3,21 +3,21 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from itgan import reproduction
 from itgan.claims import (
     Claim,
-    Difference,
-    difference,
     judge,
     read_claims,
     read_figures,
     verdict,
 )
+from itgan.comparisons import PAIRS, Difference, difference
 from itgan.errors import InputError
-from itgan.reproduction import entries
-from itgan.results import PAIRS, bytes_figure, results_page
+from itgan.reproduction import differences_markdown, entries, terminal_tables
+from itgan.results import bytes_figure, results_page
 from itgan.run_configs import StudyConfig
 from itgan.scales import SCALES
 from itgan.studies import STUDIES, published
@@ -248,3 +248,24 @@ def test_what_is_no_register_is_refused(text, tmp_path):
 def test_differences_are_of_rows_that_a_study_has(study):
     rows = {entry.row for entry in STUDIES[study].entries(SCALES["cpu"]())}
     assert {row for pair in PAIRS[study] for row in pair} <= rows
+
+
+def test_a_study_is_printed_with_its_paired_differences():
+    row = {"study": "sources", "mean": 50.0, "std": 1.0, "n": 2}
+    kept = [
+        {**row, "row": name, "column": column, **figure([value], [value + 0.1])}
+        for column, value in (("10, 200 updates", 0.5), ("50, 200 updates", 0.6))
+        for name in ("IT-GAN", "GAN")
+    ]
+    kept[0]["trials"][0]["accuracy"] = 0.48
+    console = Console(width=150)
+    with console.capture() as got:
+        console.print(*terminal_tables(kept, "title"))
+    printed = " ".join(got.get().split())
+    written = "\n".join(differences_markdown(kept))
+    for place in (printed, written):
+        assert "IT-GAN - GAN" in place
+        assert "-1.0 [-13.7, +11.7], 2 sets" in place
+        assert "+0.0 [+0.0, +0.0], 2 sets" in place
+    assert len(terminal_tables(kept[:1], "title")) == 1
+    assert differences_markdown(kept[:1]) == []

@@ -34,7 +34,7 @@ evaluation
 metrics scores
 cards charts pretraining
 autoencoding tables
-report kept
+report kept comparisons
 runs
 setting
 banks

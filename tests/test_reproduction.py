@@ -22,7 +22,7 @@ from itgan.reproduction import (
     entries,
     markdown_table,
     pixels_in_the_bytes,
-    terminal_table,
+    terminal_tables,
 )
 from itgan.run_commands import _of_claims
 from itgan.run_configs import StudyConfig
@@ -115,7 +115,8 @@ def test_what_was_not_measured_is_said(place, capsys):
     assert ours[1] != "not measured" != ours[9]
     assert paper[1:3] == ["70.6 ± 0.8", "71.1 ± 0.5"]
     assert (place / "table6" / "table6.md").read_text().splitlines()[2:4] == lines[:2]
-    assert terminal_table(rows(place, "table6"), "title").row_count == 4
+    (table,) = terminal_tables(rows(place, "table6"), "title")
+    assert table.row_count == 4
 
 
 def test_figures_of_several_calls_are_kept_together(place, tmp_path):

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from itgan import artefacts, kept
 from itgan.charts import Curve
+from itgan.comparisons import by_place, differences
 from itgan.configs import Dtype
 from itgan.embedding import EmptyWindow
 from itgan.errors import InputError
@@ -29,9 +29,10 @@ from itgan.runs import Cell, Run, environment
 from itgan.scales import COMPARED, SCALES, vary
 from itgan.sources import label_bytes
 from itgan.studies import STUDIES, Entry, Study, published
-from itgan.tables import Row, escaped, points
+from itgan.tables import Row, markdown_grid, points, terminal_grid
 
 MISSING = "not measured"
+PAIRED = "Paired differences with Student's 95 % interval over latent sets"
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
         if not rows:
             raise InputError(f"{name}: none of its figures can be measured here")
         measured = _done(run, every)
-        markdown = [f"# {STUDIES[name].title}", "", *markdown_table(rows), "", *_notes(config)]
+        tables = [*markdown_table(rows), *differences_markdown(rows)]
+        markdown = [f"# {STUDIES[name].title}", "", *tables, "", *_notes(config)]
         artefacts.write_bytes(out / f"{name}.md", ("\n".join(markdown) + "\n").encode())
         _report(name, config, run, measured)
     return rows
@@ -318,23 +320,22 @@ def _texts(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     return ["", *across], lines
 
 
-def terminal_table(rows: Iterable[Row], title: str) -> Table:
-    """A study for the terminal."""
-    head, lines = _texts(rows)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(head):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*line, style="dim" if line[0].startswith(" ") else "")
-    return table
+def terminal_tables(rows: Sequence[Row], title: str) -> list[Table]:
+    """A study for the terminal, and the paired differences of its rows."""
+    tables = [terminal_grid(*_texts(rows), title)]
+    head, lines = differences(rows[0]["study"], by_place(rows))
+    return [*tables, terminal_grid(head, lines, PAIRED)] if lines else tables
 
 
 def markdown_table(rows: Iterable[Row]) -> list[str]:
     """A study as the lines of a markdown table."""
-    head, lines = _texts(rows)
-    written = [f"| {' | '.join(escaped(text) for text in line)} |" for line in (head, *lines)]
-    rule = "| :-- | " + " | ".join("--:" for _ in head[1:]) + " |"
-    return [written[0], rule, *written[1:]]
+    return markdown_grid(*_texts(rows))
+
+
+def differences_markdown(rows: Sequence[Row]) -> list[str]:
+    """Its paired differences, likewise; nothing where it has none."""
+    head, lines = differences(rows[0]["study"], by_place(rows))
+    return ["", f"{PAIRED}:", "", *markdown_grid(head, lines)] if lines else []
 
 
 def _notes(config: StudyConfig) -> list[str]:

@@ -8,81 +8,12 @@ from typing import Any
 
 from itgan import artefacts
 from itgan.charts import Curve
-from itgan.claims import (
-    Claim,
-    Difference,
-    Figures,
-    difference,
-    judge,
-    read_about,
-    read_claims,
-    read_figures,
-)
+from itgan.claims import Claim, judge, read_about, read_claims, read_figures
+from itgan.comparisons import PAIRS, Figures, columns, paired
 from itgan.errors import InputError
 from itgan.report import drawn
-from itgan.reproduction import kilobits, markdown_table
+from itgan.reproduction import differences_markdown, kilobits, markdown_table
 from itgan.studies import STUDIES
-
-ADDITIONS = (
-    "several networks",
-    "all layers",
-    "mean of the last",
-    "class gains too",
-    "trained networks",
-    "trained networks classify",
-    "regression",
-    "regression in trained networks",
-    "regression, trained networks classify",
-    "more in int8",
-)
-
-BY_BYTES = (
-    ("IT-GAN fp16", "IT-GAN fp32"),
-    ("IT-GAN int8", "IT-GAN fp32"),
-    ("IT-GAN int8, 32 dimensions", "IT-GAN int8"),
-    ("IT-GAN fp32", "DM, fp32's bytes"),
-    ("IT-GAN int8", "DM, int8's bytes"),
-    ("IT-GAN plus", "DM, fp32's bytes"),
-    ("IT-GAN plus", "Random, plus's bytes as JPEG"),
-    *(("IT-GAN fp32", f"Random, fp32's bytes{form}") for form in ("", " as JPEG")),
-    *(("IT-GAN int8", f"Random, int8's bytes{form}") for form in ("", " as JPEG")),
-)
-
-# Rows of our own studies whose differences are printed: first less second.
-PAIRS = {
-    "sources": (
-        ("IT-GAN", "Inversion"),
-        ("IT-GAN", "GAN"),
-        ("IT-GAN", "GAN, fresh samples"),
-        ("IT-GAN", "Random"),
-        ("IT-GAN", "Random, same bytes as JPEG"),
-        ("IT-GAN", "Herding"),
-        ("IT-GAN", "DM"),
-        ("IT-GAN plus", "IT-GAN"),
-        ("IT-GAN plus", "Random"),
-        ("IT-GAN plus", "Random, same bytes as JPEG"),
-        ("IT-GAN plus", "DM"),
-        ("Inversion", "GAN"),
-    ),
-    "plus": (
-        *((f"IT-GAN, {row}", "IT-GAN") for row in ADDITIONS),
-        ("IT-GAN, trained networks classify", "IT-GAN, trained networks"),
-        ("IT-GAN, regression in trained networks", "IT-GAN, regression"),
-        (
-            "IT-GAN, regression, trained networks classify",
-            "IT-GAN, regression in trained networks",
-        ),
-        ("IT-GAN plus", "IT-GAN"),
-        ("IT-GAN plus", "IT-GAN, more in int8"),
-        ("IT-GAN plus", "IT-GAN, regression, trained networks classify"),
-        ("IT-GAN plus", "Random"),
-        *((f"{row}, soft labels", row) for row in ("Random", "IT-GAN", "IT-GAN plus")),
-        ("IT-GAN, soft labels", "Random, soft labels"),
-        ("IT-GAN plus, soft labels", "Random, soft labels"),
-    ),
-    "rate": BY_BYTES,
-    "rate-long": BY_BYTES,
-}
 
 
 def results_page(claims: Sequence[Claim], figures: Figures, about: str = "") -> str:
@@ -109,21 +40,17 @@ def results_page(claims: Sequence[Claim], figures: Figures, about: str = "") -> 
             said = f"not measured (`{claim.command or f'itgan reproduce {claim.study}'}`)"
             number = ""
         else:
-            number = _interval(found)
+            number = str(found)
         lines.append(f"| {claim.text} | {claim.place} | {number} | {said} |")
     for name, study in STUDIES.items():
         rows = [row for (kept, _, _), row in figures.items() if kept == name]
         if rows:
             lines += ["", f"## {name}: {study.title}", "", *markdown_table(rows)]
-            lines += ["", _trainings(rows), *_differences(name, figures)]
+            lines += ["", _trainings(rows), *differences_markdown(rows)]
             lines += _pay_off(name, figures)
         if rows and study.by_bytes:
             lines += ["", f"![Accuracy by kbit a class]({name}.svg)"]
     return "\n".join(lines) + "\n"
-
-
-def _interval(found: Difference) -> str:
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
 def _trainings(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -154,25 +81,14 @@ def _trainings(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Sets x networks: {'; '.join([first[0], *others])}."
 
 
-def _columns(study: str, figures: Figures) -> list[str]:
-    return list(dict.fromkeys(column for kept, _, column in figures if kept == study))
-
-
-def _difference(
-    study: str, pair: tuple[str, str], column: str, figures: Figures
-) -> Difference | None:
-    one, other = (figures.get((study, row, column)) for row in pair)
-    return None if one is None or other is None else difference(one, other)
-
-
 def _pay_off(study: str, figures: Figures) -> list[str]:
     """From how many latents on a set beats real images in its bytes, at any kept size."""
     lines = []
     for pair in PAIRS[study] if STUDIES[study].by_bytes else ():
         if "bytes" not in pair[1]:
             continue
-        sizes = sorted(_columns(study, figures), key=int)
-        found = {size: _difference(study, pair, size, figures) for size in sizes}
+        sizes = sorted(columns(study, figures), key=int)
+        found = {size: paired(study, pair, size, figures) for size in sizes}
         known = {size: one for size, one in found.items() if one is not None}
         if known:
             behind = [i for i, one in enumerate(known.values()) if one.low <= 0]
@@ -185,29 +101,6 @@ def _pay_off(study: str, figures: Figures) -> list[str]:
     if not lines:
         return []
     return ["", "Where the generator's bytes pay off (the interval lies above zero):", "", *lines]
-
-
-def _differences(study: str, figures: Figures) -> list[str]:
-    """A table of paired differences, where a study has pairs."""
-    columns = _columns(study, figures)
-    lines = []
-    for first, second in PAIRS.get(study, ()):
-        texts = []
-        for column in columns:
-            found = _difference(study, (first, second), column, figures)
-            texts.append("" if found is None else f"{_interval(found)}, {found.sets} sets")
-        if any(texts):
-            lines.append(f"| {first} - {second} | {' | '.join(texts)} |")
-    if not lines:
-        return []
-    head = [f"| difference, points | {' | '.join(columns)} |", f"| :-- |{' --: |' * len(columns)}"]
-    return [
-        "",
-        "Paired differences with Student's 95 % interval over latent sets:",
-        "",
-        *head,
-        *lines,
-    ]
 
 
 def bytes_figure(name: str, figures: Figures) -> str:

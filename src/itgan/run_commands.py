@@ -155,16 +155,15 @@ def reproduce(arguments: Sequence[str]) -> None:
     config = _of_claims(config, name)
     from rich.console import Console
 
-    from itgan.reproduction import reproduce, terminal_table
+    from itgan.reproduction import reproduce, terminal_tables
 
     out = Path(config.out or f"runs/{name}-{config.scale}")
     if config.plan:
         _plan_study(name, config, out)
         return
     rows = reproduce(name, config, out)
-    Console(width=None if sys.stdout.isatty() else 150).print(
-        terminal_table(rows, f"{STUDIES[name].title} ({config.scale} scale)")
-    )
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(*terminal_tables(rows, f"{STUDIES[name].title} ({config.scale} scale)"))
     show(f"report: {out / 'report.html'}")
 
 

@@ -168,6 +168,22 @@ def markdown_table(columns: list[Column], rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def markdown_grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table of texts, the first of each line its name."""
+    written = [f"| {' | '.join(escaped(text) for text in line)} |" for line in (head, *lines)]
+    return [written[0], f"| :-- |{' --: |' * (len(head) - 1)}", *written[1:]]
+
+
+def terminal_grid(head: Sequence[str], lines: Sequence[Sequence[str]], title: str) -> Table:
+    """The same for the terminal; a line whose name is indented belongs to the one above."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(head):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line), style="dim" if line[0].startswith(" ") else "")
+    return table
+
+
 def escaped(text: str) -> str:
     """Text that markdown shows as it is, on one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
