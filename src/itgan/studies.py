@@ -40,6 +40,7 @@ SOURCES: Mapping[str, Source] = {
 }
 LAMBDAS = (0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 RATES = (0.001, 0.01, 0.1, 1)
+CLASS_WEIGHT = 5.0  # of the classification beside class means; docs/choices.md
 WINDOWS = {
     "10-20": (0.1, 0.2),
     "20-30": (0.2, 0.3),
@@ -241,7 +242,7 @@ def _plus(scale: Scale) -> Iterator[Entry]:
         "mean of the last": {"average": 0.3},
         "class gains too": {"gains_rate": 0.001},
         "trained networks": pool,
-        "trained networks classify": {**pool, "lambda_class": 5.0},  # docs/choices.md
+        "trained networks classify": {**pool, "lambda_class": CLASS_WEIGHT},
         "regression": regression,
         "regression in trained networks": {**pool, **regression},
         "regression, trained networks classify": {
@@ -262,6 +263,10 @@ def _plus(scale: Scale) -> Iterator[Entry]:
         more = vary(many, {"condensation": {**most, **same}})
         yield Entry("IT-GAN, more in int8", schedule, more, "itgan")
         yield Entry("IT-GAN plus", schedule, many, "itgan-plus")
+        means = {"matching": "distribution", "lambda_class": CLASS_WEIGHT}
+        yield Entry(
+            "IT-GAN plus, class means", schedule, vary(many, {"plus": means}), "itgan-plus"
+        )
         softly = {"soft_labels": True}
         yield Entry("Random, soft labels", schedule, vary(once, softly), "random", "soft")
         yield Entry("IT-GAN, soft labels", schedule, vary(once, softly), "itgan", "soft")
