@@ -16,11 +16,12 @@ from itgan.claims import (
 )
 from itgan.comparisons import PAIRS, Difference, difference
 from itgan.errors import InputError
-from itgan.reproduction import differences_markdown, entries, terminal_tables
+from itgan.reproduction import entries
 from itgan.results import bytes_figure, results_page
 from itgan.run_configs import StudyConfig
 from itgan.scales import SCALES
 from itgan.studies import STUDIES, published
+from itgan.study_tables import differences_markdown, terminal_tables
 
 REGISTER = Path(__file__).parents[1] / "docs" / "claims.toml"
 
@@ -214,8 +215,10 @@ def test_figures_are_of_one_scale_that_measures_something(tmp_path):
     def keep(study, scale):
         place = {"study": study, "scale": scale, "score_on": "test", "row": "a", "column": "b"}
         kind = dict.fromkeys(("source", "network", "dataset", "variant", "labels"), "")
-        sizes = dict.fromkeys(("updates", "latents_per_class", "images", "bytes"), 1)
-        row = {**place, **kind, **sizes, "trials": []}
+        names = ("updates", "latents_per_class", "images", "bytes", "classes", "mean", "std")
+        sizes = dict.fromkeys((*names, "n", "sets"), 1)
+        trial = {"cell": "trial", "latent_seed": 0, "network_seed": 0, "accuracy": 0.5}
+        row = {**place, **kind, **sizes, "trials": [trial]}
         (tmp_path / f"{study}.json").write_text(json.dumps([row]))
 
     keep("table1", "cpu")
@@ -236,7 +239,7 @@ def test_figures_are_of_one_scale_that_measures_something(tmp_path):
         read_figures(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("text", ["", "[[claim]]\nid = 'x'", "not toml ["])
+@pytest.mark.parametrize("text", ["", "[[claim]]\nid = 'x'", "not toml [", "claim = 5"])
 def test_what_is_no_register_is_refused(text, tmp_path):
     path = tmp_path / "claims.toml"
     path.write_text(text)
@@ -269,3 +272,37 @@ def test_a_study_is_printed_with_its_paired_differences():
         assert "+0.0 [+0.0, +0.0], 2 sets" in place
     assert len(terminal_tables(kept[:1], "title")) == 1
     assert differences_markdown(kept[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"study": "table8"}, "no study 'table8'"),
+        ({"point": 0}, "greater than or equal to 1"),
+        ({"quantity": "training_accuracy"}, "kept at points of a curve"),
+    ],
+)
+def test_a_claim_about_what_is_never_kept_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        claim(**changes)
+
+
+def test_a_curve_that_ends_before_the_point_is_not_compared():
+    made = figure([0.5], [0.6])
+    assert difference(made, made, "accuracy", 3) is None
+    for trial in made["trials"]:
+        trial["curve"] = [{"accuracy": 0.5}]
+    assert difference(made, made, "accuracy", 1).mean == 0
+    assert difference(made, made, "training_accuracy", 1) is None
+
+
+def test_no_number_pays_nothing_off():
+    row = {"study": "rate", "scale": "cpu", "mean": 50.0, "std": 1.0, "n": 2, "sets": 2}
+    place = {"column": "10", "bytes": 1_000_000, "classes": 10, "updates": 200}
+    figures = {}
+    for name, accuracies in (
+        ("IT-GAN int8", ([float("nan")], [0.6])),
+        ("Random, int8's bytes", ([0.5], [0.5])),
+    ):
+        figures["rate", name, "10"] = {**row, "row": name, **place, **figure(*accuracies)}
+    assert "not at the largest size, 10 latents" in results_page([], figures)

@@ -97,6 +97,14 @@ def python(*arguments, **options):
     )
 
 
+def test_a_closed_output_is_none_to_write_to():
+    call = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    result = python(
+        "-c", call, "-c", "from itgan.cli import main; raise SystemExit(main(['zoo']))"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 # Every number of every config, from the schema
 
 

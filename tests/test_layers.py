@@ -41,6 +41,7 @@ banks
 pipeline
 publishing scoring inspection
 studies
+study_tables
 reproduction planning
 claims flags
 run_commands results

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from itgan import artefacts, scales
+from itgan import artefacts, reproduction, scales
 from itgan.cli import main
 from itgan.errors import InputError
 from itgan.evaluation import Trial
@@ -20,14 +20,13 @@ from itgan.reproduction import (
     cells_of,
     command,
     entries,
-    markdown_table,
     pixels_in_the_bytes,
-    terminal_tables,
 )
 from itgan.run_commands import _of_claims
 from itgan.run_configs import StudyConfig
 from itgan.scales import SCALES, vary
 from itgan.studies import STUDIES, Entry, published
+from itgan.study_tables import markdown_table, terminal_tables
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +158,42 @@ def test_kept_trials_are_not_computed_again(tmp_path):
     assert computed == []
 
 
+def test_a_figure_of_fewer_sets_does_not_stay_for_its_many_networks(tmp_path, capsys):
+    figure = ("--only", "GAN=2, 4 updates", "--latent-seeds")
+    (row,), _ = study(tmp_path, "sources", *figure, "0", "--network-seeds", "0", "1", "2")
+    assert (row["n"], row["sets"]) == (3, 1)
+    (row,), _ = study(tmp_path, "sources", *figure, "0", "1")
+    assert (row["n"], row["sets"]) == (2, 2)
+    assert "the kept figure" not in capsys.readouterr().err
+    (row,), computed = study(tmp_path, "sources", *figure, "7")
+    assert (row["sets"], computed) == (2, ["trial"])
+    assert "GAN 2, 4 updates: the kept figure of 2 latent sets stays" in capsys.readouterr().err
+
+
+def test_what_another_process_keeps_meanwhile_stays(tmp_path, monkeypatch):
+    other = "GAN=5, 4 updates"
+    rows, _ = study(tmp_path, "sources", "--only", other)
+    (tmp_path / "kept" / "sources.json").unlink()
+    original = reproduction._row
+
+    def meanwhile(*arguments):
+        (tmp_path / "kept" / "sources.json").write_text(json.dumps(rows))
+        return original(*arguments)
+
+    monkeypatch.setattr(reproduction, "_row", meanwhile)
+    both, _ = study(tmp_path, "sources", "--only", "GAN=2, 4 updates")
+    assert [row["column"] for row in both] == ["2, 4 updates", "5, 4 updates"]
+    assert both[1] == rows[0]
+
+
+def test_where_results_cannot_be_written_is_told_first(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flags = ("--scale", "smoke", "--cells", f"{tmp_path}/cells", "--out", f"{tmp_path}/out")
+    assert main(["reproduce", "sources", *flags, "--results", f"{tmp_path}/file"]) == 2
+    assert f"{tmp_path}/file" in capsys.readouterr().err
+    assert not (tmp_path / "cells").exists()
+
+
 def test_a_plan_counts_kept_trials_as_done(tmp_path, capsys):
     study(tmp_path, "sources", "--only", "GAN=2, 4 updates")
     places = ("--cells", f"{tmp_path}/none", "--out", f"{tmp_path}/none")
@@ -188,7 +223,7 @@ def test_curves_are_kept_with_the_trials(tmp_path):
     assert study(tmp_path, "fig3", "--only", "GAN") == (rows, [])
 
 
-@pytest.mark.parametrize("content", ["{", "7", "[7]", '[{"trials": [{}]}]', '{"row": 1}'])
+@pytest.mark.parametrize("content", ["{", "7", "[7]", '[{"trials": [{}]}]', "{}"])
 def test_a_file_without_figures_is_refused(content, tmp_path, capsys):
     (tmp_path / "sources.json").write_text(content)
     flags = ("--scale", "smoke", "--results", f"{tmp_path}", "--cells", f"{tmp_path}/cells")

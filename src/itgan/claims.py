@@ -2,7 +2,9 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
 
 from itgan.comparisons import Difference, Figures, by_place, difference
 from itgan.configs import Config
@@ -25,9 +27,17 @@ class Claim(Config):
     second: tuple[str, str]
     expect: Literal["more", "equal"]
     quantity: Literal["accuracy", "training_accuracy"] = "accuracy"
-    point: int | None = None  # of the curve, from 1; the last of a training if not given
+    point: Annotated[int, Field(ge=1)] | None = None  # of the curve; if not given, its end
     scale: Literal["paper"] | None = None  # the only one that it is about
     command: str = ""  # that would measure it, where this machine cannot
+
+    @model_validator(mode="after")
+    def _names_what_is_kept(self) -> "Claim":
+        if self.study not in STUDIES:
+            raise ValueError(f"{self.id}: no study {self.study!r}")
+        if self.quantity == "training_accuracy" and self.point is None:
+            raise ValueError(f"{self.id}: training accuracy is kept at points of a curve")
+        return self
 
 
 def read_about(path: Path) -> str:
@@ -45,7 +55,10 @@ def read_claims(path: Path) -> list[Claim]:
         claims = [
             Claim.model_validate(entry) for entry in tomllib.loads(path.read_text())["claim"]
         ]
-    except (OSError, ValueError, KeyError) as error:
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise InputError(f"{path}: not a register of claims ({reason})") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a register of claims ({reason})") from error
     names = [claim.id for claim in claims]

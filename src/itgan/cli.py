@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout = sys.stdout or io.StringIO()  # it may be closed
     if isinstance(sys.stdout, io.TextIOWrapper):  # names in files may be beyond the terminal
         sys.stdout.reconfigure(errors="backslashreplace")
     with Interruption(arguments) as interruption:

@@ -129,13 +129,14 @@ def difference(
 def _values(
     figure: Mapping[str, Any], quantity: str, point: int | None
 ) -> dict[tuple[int, int], float]:
-    """By latent and network seed."""
-    return {
-        (t["latent_seed"], t["network_seed"]): (
-            t[quantity] if point is None else t["curve"][point - 1][quantity]
-        )
-        for t in figure["trials"]
-    }
+    """By latent and network seed, of the trials that have it there."""
+    found = {}
+    for trial in figure["trials"]:
+        curve = trial.get("curve", [])
+        told = trial if point is None else dict(*curve[point - 1 : point])
+        if quantity in told:
+            found[trial["latent_seed"], trial["network_seed"]] = told[quantity]
+    return found
 
 
 def paired(study: str, pair: tuple[str, str], column: str, figures: Figures) -> Difference | None:

@@ -10,11 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rich.table import Table
-
 from itgan import artefacts, kept
 from itgan.charts import Curve
-from itgan.comparisons import by_place, differences
 from itgan.configs import Dtype
 from itgan.embedding import EmptyWindow
 from itgan.errors import InputError
@@ -29,10 +26,10 @@ from itgan.runs import Cell, Run, environment
 from itgan.scales import COMPARED, SCALES, vary
 from itgan.sources import label_bytes
 from itgan.studies import STUDIES, Entry, Study, published
-from itgan.tables import Row, markdown_grid, points, terminal_grid
+from itgan.study_tables import MISSING, differences_markdown, kilobits, markdown_table
+from itgan.tables import Row
 
-MISSING = "not measured"
-PAIRED = "Paired differences with Student's 95 % interval over latent sets"
+Candidate = tuple[Entry, Experiment, list[Cell]]
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,9 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
     with artefacts.locked(out):
         run.sweep()
         artefacts.write_json(out / "environment.json", environment())
+        written = old
         if config.results:
+            written = _keep(name, config, [*old.values()], old)  # whether it can be written
             trials = kept.read_trials(Path(config.results), STUDIES)
             candidates = (cells for ones in every.values() for _, _, cells in ones)
             for cell in itertools.chain.from_iterable(candidates):
@@ -171,15 +170,28 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
             rows = [_row(name, config, one) for one in _done(run, every)] + elsewhere
             artefacts.write_json(out / f"{name}.json", rows)
             if config.results:
-                artefacts.write_json(Path(config.results) / f"{name}.json", rows)
+                written = _keep(name, config, rows, written)
         if not rows:
             raise InputError(f"{name}: none of its figures can be measured here")
         measured = _done(run, every)
+        _tell_of_kept(planned, rows)
         tables = [*markdown_table(rows), *differences_markdown(rows)]
         markdown = [f"# {STUDIES[name].title}", "", *tables, "", *_notes(config)]
         artefacts.write_bytes(out / f"{name}.md", ("\n".join(markdown) + "\n").encode())
         _report(name, config, run, measured)
     return rows
+
+
+def _tell_of_kept(planned: Iterable[Candidate], rows: Iterable[Row]) -> None:
+    """Say which figures are not of the seeds that were asked for."""
+    by_place = {(row["row"], row["column"]): row for row in rows}
+    for entry, _, cells in planned:
+        row = by_place.get((entry.row, entry.column))
+        if row and not {cell.name for cell in cells} <= {t["cell"] for t in row["trials"]}:
+            say(
+                f"{entry.row} {entry.column}: the kept figure of {row['sets']} latent sets stays; "
+                "to see the one asked for, give another --results"
+            )
 
 
 def _kept_rows(name: str, config: StudyConfig) -> dict[tuple[str, str], dict[str, Any]]:
@@ -197,7 +209,23 @@ def _kept_rows(name: str, config: StudyConfig) -> dict[tuple[str, str], dict[str
     return {(row["row"], row["column"]): row for row in rows}
 
 
-Candidate = tuple[Entry, Experiment, list[Cell]]
+def _keep(
+    name: str, config: StudyConfig, rows: Sequence[Row], known: Mapping[tuple[str, str], Row]
+) -> Mapping[tuple[str, str], Row]:
+    """Write rows into ``results``, with what another process has put there since ``known``.
+
+    Returns:
+        What is there now.
+    """
+    folder = Path(config.results or "")
+    with artefacts.locked(folder, ".results.lock", wait=True):
+        now = {(row["row"], row["column"]): row for row in rows}
+        for place, row in _kept_rows(name, config).items():
+            if row != known.get(place):
+                now.setdefault(place, row)
+        if now:
+            artefacts.write_json(folder / f"{name}.json", [*now.values()])
+    return now
 
 
 def _beside(
@@ -208,8 +236,9 @@ def _beside(
 ) -> dict[tuple[str, str], list[Candidate]]:
     """All entries of a study that are about the data and generators of the chosen ones.
 
-    Each as it is asked for, and with the seeds of its ``old`` figure, the one with more trials
-    first; a figure of what is another experiment by now is forgotten.
+    Each as it is asked for, and with the seeds of its ``old`` figure, the one with more latent
+    sets first, or as many and more trials; a figure of what is another experiment by now is
+    forgotten.
     """
     places = {(entry.config.dataset, entry.config.generator) for entry in chosen}
     found: dict[tuple[str, str], list[Candidate]] = {}
@@ -221,8 +250,16 @@ def _beside(
                 if place in old:
                     again = replace(entry, config=vary(entry.config, kept.seeds(old[place])))
                     found[place].append((again, *cells_of(again)))
-                    found[place].sort(key=lambda one: -len(one[2]))
+                    found[place].sort(
+                        key=lambda one: (len(one[0].config.latent_seeds), len(one[2])),
+                        reverse=True,
+                    )
     return found
+
+
+def _sets_and_trials(one: Candidate) -> tuple[int, int]:
+    entry, _, cells = one
+    return len(entry.config.latent_seeds), len(cells)
 
 
 def _check_data(
@@ -279,63 +316,6 @@ def _row(name: str, config: StudyConfig, one: Measured) -> dict[str, Any]:
             for cell, trial in zip(one.cells, one.trials, strict=True)
         ],
     }
-
-
-def _grid(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
-    """Rows and columns as the paper has them, those without a figure of ours too."""
-    placed = {(row["row"], row["column"]): row for row in rows}
-    study = next(iter(placed.values()))["study"]
-    paper = published().get(study, {})
-    down = list(dict.fromkeys([*paper, *(row for row, _ in placed)]))
-    across = [column for values in paper.values() for column in values]
-    across = list(dict.fromkeys([*across, *(column for _, column in placed)]))
-    return down, across, placed
-
-
-def kilobits(nbytes: int | None, classes: int) -> float:
-    """Thousands of bits for each class, generator and labels counted in."""
-    return 8 * (nbytes or 0) / classes / 1000
-
-
-def _figure(mean: float, std: float, n: int | None = None) -> str:
-    return points(mean) if n == 1 else f"{points(mean)} ± {points(std)}"
-
-
-def _texts(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of a table: a line of ours, and one of the paper's where it has any."""
-    down, across, placed = _grid(rows)
-    study = next(iter(placed.values()))["study"]
-    lines = []
-    for row in down:
-        ours = [placed.get((row, column)) for column in across]
-        lines.append(
-            [row, *(MISSING if r is None else _figure(r["mean"], r["std"], r["n"]) for r in ours)]
-        )
-        if STUDIES[study].by_bytes:
-            bits = (r and kilobits(r["bytes"], r["classes"]) for r in ours)
-            lines.append(["  kbit a class", *("" if b is None else f"{b:,.0f}" for b in bits)])
-        if printed := published().get(study, {}).get(row):
-            theirs = [printed.get(column) for column in across]
-            lines.append(["  paper", *("" if f is None else _figure(*f) for f in theirs)])
-    return ["", *across], lines
-
-
-def terminal_tables(rows: Sequence[Row], title: str) -> list[Table]:
-    """A study for the terminal, and the paired differences of its rows."""
-    tables = [terminal_grid(*_texts(rows), title)]
-    head, lines = differences(rows[0]["study"], by_place(rows))
-    return [*tables, terminal_grid(head, lines, PAIRED)] if lines else tables
-
-
-def markdown_table(rows: Iterable[Row]) -> list[str]:
-    """A study as the lines of a markdown table."""
-    return markdown_grid(*_texts(rows))
-
-
-def differences_markdown(rows: Sequence[Row]) -> list[str]:
-    """Its paired differences, likewise; nothing where it has none."""
-    head, lines = differences(rows[0]["study"], by_place(rows))
-    return ["", f"{PAIRED}:", "", *markdown_grid(head, lines)] if lines else []
 
 
 def _notes(config: StudyConfig) -> list[str]:

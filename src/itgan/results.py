@@ -12,8 +12,9 @@ from itgan.claims import Claim, judge, read_about, read_claims, read_figures
 from itgan.comparisons import PAIRS, Figures, columns, paired
 from itgan.errors import InputError
 from itgan.report import drawn
-from itgan.reproduction import differences_markdown, kilobits, markdown_table
 from itgan.studies import STUDIES
+from itgan.study_tables import differences_markdown, kilobits, markdown_table
+from itgan.tables import escaped
 
 
 def results_page(claims: Sequence[Claim], figures: Figures, about: str = "") -> str:
@@ -41,7 +42,7 @@ def results_page(claims: Sequence[Claim], figures: Figures, about: str = "") -> 
             number = ""
         else:
             number = str(found)
-        lines.append(f"| {claim.text} | {claim.place} | {number} | {said} |")
+        lines.append(f"| {escaped(claim.text)} | {escaped(claim.place)} | {number} | {said} |")
     for name, study in STUDIES.items():
         rows = [row for (kept, _, _), row in figures.items() if kept == name]
         if rows:
@@ -87,11 +88,11 @@ def _pay_off(study: str, figures: Figures) -> list[str]:
     for pair in PAIRS[study] if STUDIES[study].by_bytes else ():
         if "bytes" not in pair[1]:
             continue
-        sizes = sorted(columns(study, figures), key=int)
+        sizes = sorted(filter(str.isdigit, columns(study, figures)), key=int)
         found = {size: paired(study, pair, size, figures) for size in sizes}
         known = {size: one for size, one in found.items() if one is not None}
         if known:
-            behind = [i for i, one in enumerate(known.values()) if one.low <= 0]
+            behind = [i for i, one in enumerate(known.values()) if not one.low > 0]
             ahead = list(known)[behind[-1] + 1 if behind else 0 :]
             if ahead:
                 where = f"from {ahead[0]} latents per class on, of {', '.join(known)}"
@@ -122,16 +123,22 @@ def bytes_figure(name: str, figures: Figures) -> str:
     return drawn(curve)
 
 
-if __name__ == "__main__":
-    import sys
-
-    register, kept, docs = map(Path, sys.argv[1:])
-    try:
-        figures = read_figures(kept)
-        text = results_page(read_claims(register), figures, read_about(register))
-    except InputError as error:
-        sys.exit(f"itgan: {error}")
+def write_page(register: Path, kept: Path, docs: Path) -> None:
+    """``results.md`` and the charts into ``docs``."""
+    figures = read_figures(kept)
+    text = results_page(read_claims(register), figures, read_about(register))
     artefacts.write_bytes(docs / "results.md", text.encode())
     for name, study in STUDIES.items():
         if study.by_bytes and (chart := bytes_figure(name, figures)):
             artefacts.write_bytes(docs / f"{name}.svg", chart.encode())
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) != 4:
+        sys.exit("usage: python -m itgan.results REGISTER RESULTS DOCS")
+    try:
+        write_page(*map(Path, sys.argv[1:]))
+    except (InputError, OSError) as error:
+        sys.exit(f"itgan: {error}")

@@ -155,7 +155,8 @@ def reproduce(arguments: Sequence[str]) -> None:
     config = _of_claims(config, name)
     from rich.console import Console
 
-    from itgan.reproduction import reproduce, terminal_tables
+    from itgan.reproduction import reproduce
+    from itgan.study_tables import terminal_tables
 
     out = Path(config.out or f"runs/{name}-{config.scale}")
     if config.plan:

@@ -110,8 +110,11 @@ def _save_trial(path: Path, trial: Trial, cell: Cell) -> None:
 
 def _load_trial(path: Path, cell: Cell) -> Trial:
     try:
-        return Trial(**artefacts.read_json(path)["trial"])
-    except (KeyError, TypeError) as error:
+        trial = Trial(**artefacts.read_json(path)["trial"])
+        if not 0 <= trial.accuracy <= 1:
+            raise ValueError("accuracy is a share")
+        return trial
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a trial; remove it and run again") from error
 
 
