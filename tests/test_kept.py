@@ -5,6 +5,7 @@ import pytest
 
 from itgan.errors import InputError
 from itgan.kept import read_rows
+from itgan.runs import Cell, _load_trial
 
 WRONG = (
     {"accuracy": None},
@@ -68,3 +69,16 @@ def refused(rows):
     Path("sources.json").write_text(json.dumps(rows))
     with pytest.raises(InputError, match="not the figures of a study"):
         read_rows(Path("sources.json"))
+
+
+@pytest.mark.parametrize("accuracy", [None, "zz", float("nan"), -0.1, 1e30], ids=str)
+def test_a_broken_trial_in_the_store_is_refused(accuracy, tmp_path):
+    path = tmp_path / "trial.json"
+    whole = {"source": "gan", "network": "convnet", "latent_seed": 0, "network_seed": 0}
+    trial = {**whole, "accuracy": 0.5, "updates": 1, "seconds": 0.0}
+    cell = Cell("trial", "trial", {}, (), lambda: None)
+    path.write_text(json.dumps({"trial": trial}))
+    assert _load_trial(path, cell).accuracy == 0.5
+    path.write_text(json.dumps({"trial": {**trial, "accuracy": accuracy}}))
+    with pytest.raises(InputError, match="not a trial; remove it"):
+        _load_trial(path, cell)

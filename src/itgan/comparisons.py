@@ -132,8 +132,8 @@ def _values(
     """By latent and network seed, of the trials that have it there."""
     found = {}
     for trial in figure["trials"]:
-        curve = trial.get("curve", [])
-        told = trial if point is None else dict(*curve[point - 1 : point])
+        curve = dict(enumerate(trial.get("curve", []), start=1))
+        told = trial if point is None else curve.get(point, {})
         if quantity in told:
             found[trial["latent_seed"], trial["network_seed"]] = told[quantity]
     return found

@@ -155,7 +155,7 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
         artefacts.write_json(out / "environment.json", environment())
         written = old
         if config.results:
-            written = _keep(name, config, [*old.values()], old)  # whether it can be written
+            Path(config.results).mkdir(parents=True, exist_ok=True)  # before hours of work
             trials = kept.read_trials(Path(config.results), STUDIES)
             candidates = (cells for ones in every.values() for _, _, cells in ones)
             for cell in itertools.chain.from_iterable(candidates):
@@ -184,9 +184,9 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
 
 def _tell_of_kept(planned: Iterable[Candidate], rows: Iterable[Row]) -> None:
     """Say which figures are not of the seeds that were asked for."""
-    by_place = {(row["row"], row["column"]): row for row in rows}
+    found = {(row["row"], row["column"]): row for row in rows}
     for entry, _, cells in planned:
-        row = by_place.get((entry.row, entry.column))
+        row = found.get((entry.row, entry.column))
         if row and not {cell.name for cell in cells} <= {t["cell"] for t in row["trials"]}:
             say(
                 f"{entry.row} {entry.column}: the kept figure of {row['sets']} latent sets stays; "
@@ -223,8 +223,7 @@ def _keep(
         for place, row in _kept_rows(name, config).items():
             if row != known.get(place):
                 now.setdefault(place, row)
-        if now:
-            artefacts.write_json(folder / f"{name}.json", [*now.values()])
+        artefacts.write_json(folder / f"{name}.json", [*now.values()])
     return now
 
 
@@ -250,10 +249,7 @@ def _beside(
                 if place in old:
                     again = replace(entry, config=vary(entry.config, kept.seeds(old[place])))
                     found[place].append((again, *cells_of(again)))
-                    found[place].sort(
-                        key=lambda one: (len(one[0].config.latent_seeds), len(one[2])),
-                        reverse=True,
-                    )
+                    found[place].sort(key=_sets_and_trials, reverse=True)
     return found
 
 
