@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from itgan import devices
 from itgan.data import Dataset, ImageSet, load_dataset
 from itgan.generators import BigGAN, BigGANShape, FrozenGenerator
 from itgan.latents import LatentBank, sample_latents
@@ -31,6 +32,12 @@ def random_biggan(shape: BigGANShape, seed: int = 0) -> BigGAN:
             else:  # class gains, biases, running means
                 nn.init.normal_(tensor, 0.0, 0.3)
     return model.eval()
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision bf16 is bf16, however slowly this processor computes it."""
+    monkeypatch.setattr(devices, "knows_bf16", lambda _: True)
 
 
 @pytest.fixture(scope="session")

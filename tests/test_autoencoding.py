@@ -198,6 +198,7 @@ def test_both_networks_are_averaged(digits):
         torch.testing.assert_close(parameters(trainer.average_encoder), expected)
 
 
+@pytest.mark.usefixtures("bf16")
 def test_bf16_steps_are_finite_and_keep_fp32_weights(digits):
     trainer = AutoencoderTrainer(tiny(precision="bf16", adversarial_start=0), digits.train)
     assert all(abs(value) < 1000 for value in trainer.step(0).values())

@@ -895,6 +895,7 @@ def test_the_result_says_what_made_it(generator, bank, images, tmp_path):
     assert set(plain.history) == {"loss", "matching", "norm"}
 
 
+@pytest.mark.usefixtures("bf16")
 def test_bf16_stays_close(generator, bank, images):
     exact = condense(generator, bank, images, changed(steps=1, precision="fp32"))
     narrow = condense(generator, bank, images, changed(steps=1, precision="bf16"))
@@ -1017,6 +1018,7 @@ def test_a_measured_micro_batch_is_kept_by_the_bank_and_by_a_resumed_run(
 # The last steps in fp32
 
 
+@pytest.mark.usefixtures("bf16")
 def test_the_last_share_of_the_steps_is_in_fp32(digits):
     few = digits.train.select(range(40))
     start = sample_latents(Toy(), few)

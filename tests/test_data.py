@@ -1,7 +1,9 @@
 """Every format is written by the foreign library and read back bit for bit."""
 
 import io
+import math
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import datasets
@@ -220,6 +222,15 @@ def test_pixel_constants_are_those_of_all_pixels():
         (1.0,),
         (1 / 255,),
     )
+
+
+def test_pixel_constants_are_rounded_once_from_whole_numbers():
+    """So names of results that hold them are the same on every processor."""
+    images = torch.from_numpy(noise(50, 1, 5, 7))
+    values = [Fraction(v, 255) for v in images.flatten().tolist()]
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / len(values)
+    assert pixel_constants(images) == ((float(mean),), (math.sqrt(variance * 255**2) / 255,))
 
 
 # --- digits -------------------------------------------------------------------------------------

@@ -594,6 +594,7 @@ def test_making_the_averaged_generator_changes_nothing(digits):
         assert torch.equal(weight, kept), name
 
 
+@pytest.mark.usefixtures("bf16")
 def test_bf16_steps_are_finite_and_keep_fp32_weights(digits):
     trainer = GANTrainer(tiny(precision="bf16"), digits.train)
     losses = trainer.step(0)

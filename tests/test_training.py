@@ -212,6 +212,7 @@ def test_a_loss_that_explodes_is_refused(images):
         train_classifier(network, source, config, seed=0, label="teacher")
 
 
+@pytest.mark.usefixtures("bf16")
 def test_bf16_trains_in_fp32_weights(images):
     narrow = weights_after(images.images, images.labels, precision="bf16")
     wide = weights_after(images.images, images.labels, precision="fp32")

@@ -8,6 +8,7 @@ Splits are fixed rules without a seed, so that a row number means the same image
 import contextlib
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -360,15 +361,16 @@ def pixel_constants(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation (at least 1/255) of all pixels of each channel, in [0, 1] units.
 
-    Counted by grey level, so the result does not depend on threads or order.
+    Summed in whole numbers, so the result is the same on every processor.
     """
-    levels = np.arange(256) / 255
     means, stds = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).numpy() / channel.numel()
-        mean = float(share @ levels)
-        means.append(mean)
-        stds.append(max(float(share @ (levels - mean) ** 2) ** 0.5, 1 / 255))
+        counts = torch.bincount(channel.flatten(), minlength=256).tolist()
+        n = channel.numel()
+        total = sum(level * count for level, count in enumerate(counts))
+        squares = sum(level**2 * count for level, count in enumerate(counts))
+        means.append(total / (255 * n))
+        stds.append(max(math.sqrt((squares * n - total**2) / n**2) / 255, 1 / 255))
     return tuple(means), tuple(stds)
 
 

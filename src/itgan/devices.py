@@ -1,6 +1,7 @@
 """Where tensors live and how wide their arithmetic is."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from itgan.errors import InputError
+from itgan.progress import say
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -52,12 +54,34 @@ def send_module(module: Module, device: torch.device) -> Module:
     return module._apply(lambda tensor: send(tensor, device))
 
 
+@functools.cache
+def knows_bf16(kind: str) -> bool:
+    """Whether a kind of device (``cpu``, ``cuda``, ``mps``) has instructions for bf16.
+
+    A processor without them convolves in bf16 ten times as slowly as in fp32.
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        return (
+            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+    return torch.amp.is_autocast_available(kind)
+
+
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Run in bf16 where ``precision``, resolved, says so, and the device knows how."""
+    """Run in bf16 where ``precision``, resolved, says so, and in fp32 where the device cannot."""
     if not torch.amp.is_autocast_available(device.type):
         yield
         return
-    bf16 = resolve_precision(device, precision) == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    asked = resolve_precision(device, precision) == "bf16"
+    if asked and not knows_bf16(device.type):
+        _tell(device.type)
+    with torch.autocast(device.type, torch.bfloat16, enabled=asked and knows_bf16(device.type)):
         yield
+
+
+@functools.cache
+def _tell(kind: str) -> None:
+    say(f"precision=bf16: this {kind} has no instructions for it; what asks for it is in fp32")

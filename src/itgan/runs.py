@@ -19,6 +19,7 @@ import torch
 import itgan
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
+from itgan.devices import knows_bf16, pick_device
 from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
 from itgan.encoder import Encoder
 from itgan.errors import InputError
@@ -318,5 +319,6 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "bf16": knows_bf16(pick_device().type),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
