@@ -165,7 +165,8 @@ def test_a_page_has_every_claim_and_every_kept_study():
     assert f"## table5: {STUDIES['table5'].title}" in page
     assert "## table6" not in page
     assert "| 50.0 ± 1.0 |" in page
-    assert page.count("Sets x networks: 2 x 2, 200 updates.") == 2
+    assert page.count("Latent sets x networks: 2 x 2. Updates: 200.") == 1
+    assert page.count("Latent sets x networks: 2 x 2.\n") == 1  # the columns tell the updates
 
 
 def test_a_page_says_where_the_generator_pays_off_and_what_was_trained_longer():
@@ -181,18 +182,22 @@ def test_a_page_says_where_the_generator_pays_off_and_what_was_trained_longer():
     page = results_page([], figures)
     assert "![Accuracy by kbit a class](rate.svg)" in page
     pair = "- IT-GAN int8 - Random, int8's bytes"
-    assert f"{pair}: from 100 latents per class on, of 10, 50, 100" in page
-    assert "2 x 1, 200 updates; 2 x 1, 600 updates (IT-GAN int8 10)." in page
+    assert f"{pair}: from 100 latents per class on (measured at 10, 50, 100)" in page
+    assert "Latent sets x networks: 2 x 1. Updates: 200; 600 (IT-GAN int8 10)." in page
     assert "| kbit a class | 800 | 800 | 800 |" in page
     figures["rate", "Random, int8's bytes", "10"]["updates"] = 600  # now the whole column
-    assert "2 x 1, 200 updates; 2 x 1, 600 updates (10)." in results_page([], figures)
-    figures["rate", "IT-GAN int8", "10"] |= {"n": 6, "sets": 3}  # but one figure of it
-    told = "2 x 1, 200 updates; 2 x 1, 600 updates (10); 3 x 2, 600 updates (IT-GAN int8 10)."
-    figures["rate", "Random", "10"] = figures["rate", "Random, int8's bytes", "10"]
+    assert "2 x 1. Updates: 200; 600 (10)." in results_page([], figures)
+    figures["rate", "IT-GAN int8", "10"] |= {"n": 6, "sets": 3, "updates": 200}
+    told = "2 x 1; 3 x 2 (IT-GAN int8 10). Updates: 200; 600 (Random, int8's bytes 10)."
     assert told in results_page([], figures)
+    for size in ("10", "50", "100"):  # a whole row
+        figures["rate", "IT-GAN int8", size] |= {"n": 6, "sets": 3}
+    alike = figures["rate", "Random, int8's bytes", "10"]
+    figures["rate", "Random", "10"] = {**alike, "row": "Random"}
+    assert "Latent sets x networks: 2 x 1; 3 x 2 (IT-GAN int8)." in results_page([], figures)
     del figures["rate", "IT-GAN int8", "100"]
     page = results_page([], figures, "About.")
-    assert f"{pair}: not at the largest size, 50 latents per class" in page
+    assert f"{pair}: not at the largest size, 50 latents per class (measured at 10, 50)" in page
     assert "\n\nAbout.\n\n" in page
 
 
