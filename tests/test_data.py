@@ -332,9 +332,18 @@ def test_second_load_reads_the_cache(parquet, cache, monkeypatch):
         assert load_dataset(str(folder), validation=3).class_names == first.class_names
         with pytest.raises(AssertionError, match="decoded again"):
             load_dataset(str(folder), image_size=4)
+        # However the place is written.
+        monkeypatch.chdir(folder / "data")
+        assert load_dataset("..", validation=3).name == "pets"
     file = next((folder / "data").glob("train-00000*"))
     hf_split(noise(6, 6, 6, 3, seed=9), LABELS[:6]).to_parquet(file)
     assert load_dataset(str(folder), validation=3).fingerprint != first.fingerprint
+
+
+def test_a_link_names_the_data_set(parquet, tmp_path):
+    folder, _, _ = parquet
+    (tmp_path / "beasts").symlink_to(folder)
+    assert load_dataset(str(tmp_path / "beasts")).name == "beasts"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -42,20 +44,43 @@ def test_precision_on_a_cpu(precision, dtype):
 
 
 def test_where_bf16_has_no_instructions_it_is_fp32_and_said_once(monkeypatch, capsys):
-    monkeypatch.setattr(devices, "knows_bf16", lambda kind: kind != "cpu")
+    monkeypatch.setattr(devices, "knows_bf16", lambda device: device != CPU)
     devices._tell.cache_clear()
     x = torch.ones(2, 2)
     for precision in ("fp32", "auto", "bf16", "bf16"):
         with autocast(CPU, precision):
             assert (x @ x).dtype == torch.float32
-    assert capsys.readouterr().err.count("precision=bf16: this cpu has no instructions") == 1
+    said = capsys.readouterr().err
+    assert said == "precision bf16: cpu has no instructions for it, so fp32 takes its place\n"
 
 
-def test_a_cpu_knows_bf16_by_what_its_convolutions_are_built_on(monkeypatch):
-    knows_bf16.cache_clear()
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not knows_bf16("cpu")
-    knows_bf16.cache_clear()
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert knows_bf16("cpu") == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    knows_bf16.cache_clear()
+@pytest.mark.parametrize(
+    ("told", "built", "known"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, True, False),
+        ({"avx512_f": True, "avx512_bf16": True}, True, True),
+        ({"amx_bf16": True}, True, True),
+        ({"neon": True, "bf16": True}, True, True),
+        ({"neon": True, "bf16": True}, False, False),
+        ({"neon": True}, True, False),
+        (None, True, True),  # an older PyTorch
+    ],
+)
+def test_a_processor_knows_bf16_by_its_instructions(told, built, known, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: built)
+    if told is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told)
+    assert knows_bf16.__wrapped__(CPU) == known
+
+
+@pytest.mark.parametrize(
+    ("major", "hip", "known"), [(7, None, False), (8, None, True), (7, "6.0", True)]
+)
+def test_a_gpu_knows_bf16_by_its_generation(major, hip, known, monkeypatch):
+    asked = torch.device("cuda:1")
+    properties = {asked: SimpleNamespace(major=major)}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert knows_bf16.__wrapped__(asked) == known

@@ -253,7 +253,7 @@ def load_dataset(
         if files is None:
             splits = read()
         else:
-            options = [spec, image_size, image_column, label_column]
+            options = ["" if files else spec, image_size, image_column, label_column]
             splits = _through_cache(_cache_file(cache_dir, options, files), read)
     except OSError as error:
         if error.errno in (*DISK_FULL, errno.EIO):
@@ -316,7 +316,10 @@ def _reader(
 
 def _absolute(path: str) -> Path:
     try:
-        return Path(path).expanduser().resolve()
+        if "\0" in path:
+            raise ValueError("a zero byte")
+        # Unlike resolve, it leaves a link its own name, which is that of the data set.
+        return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
     except (RuntimeError, ValueError) as error:  # ~stranger, or a zero byte
         raise InputError(f"data set {path!r}: no such path ({error})") from error
 

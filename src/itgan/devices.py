@@ -12,6 +12,7 @@ from itgan.errors import InputError
 from itgan.progress import say
 
 Module = TypeVar("Module", bound=nn.Module)
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, and of ARM
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -55,18 +56,19 @@ def send_module(module: Module, device: torch.device) -> Module:
 
 
 @functools.cache
-def knows_bf16(kind: str) -> bool:
-    """Whether a kind of device (``cpu``, ``cuda``, ``mps``) has instructions for bf16.
+def knows_bf16(device: torch.device) -> bool:
+    """Whether bf16 is worth having there: some processors and older GPUs only imitate it.
 
-    A processor without them convolves in bf16 ten times as slowly as in fp32.
+    Without instructions for it a processor convolves in bf16 up to ten times as slowly as in fp32.
     """
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "cpu":
-        return (
-            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-    return torch.amp.is_autocast_available(kind)
+    if device.type == "cuda":
+        return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
+    if device.type == "cpu":
+        # PyTorch before 2.10 does not tell what the processor can.
+        told = getattr(torch.cpu, "get_capabilities", dict)()
+        able = not told or any(told.get(name) for name in BF16_INSTRUCTIONS)
+        return able and torch.backends.mkldnn.is_available()
+    return torch.amp.is_autocast_available(device.type)
 
 
 @contextlib.contextmanager
@@ -75,13 +77,14 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     if not torch.amp.is_autocast_available(device.type):
         yield
         return
-    asked = resolve_precision(device, precision) == "bf16"
-    if asked and not knows_bf16(device.type):
-        _tell(device.type)
-    with torch.autocast(device.type, torch.bfloat16, enabled=asked and knows_bf16(device.type)):
+    bf16 = resolve_precision(device, precision) == "bf16"
+    if bf16 and not knows_bf16(device):
+        _tell(device)
+        bf16 = False
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         yield
 
 
 @functools.cache
-def _tell(kind: str) -> None:
-    say(f"precision=bf16: this {kind} has no instructions for it; what asks for it is in fp32")
+def _tell(device: torch.device) -> None:
+    say(f"precision bf16: {device} has no instructions for it, so fp32 takes its place")

@@ -123,7 +123,7 @@ def publish(
         curves=[*_loss_curves(experiment, run), *accuracy_curves(trials)],
         gallery=picture_stages(experiment, run),
         config=config.model_dump(mode="json"),
-        environment=environment(),
+        environment=environment(config.device),
         notes=notes,
         differences=differences,
         provenance=_provenance(experiment),

@@ -152,7 +152,7 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
     elsewhere = [row for place, row in old.items() if place not in every]
     with artefacts.locked(out):
         run.sweep()
-        artefacts.write_json(out / "environment.json", environment())
+        artefacts.write_json(out / "environment.json", environment(config.device))
         written = old
         if config.results:
             Path(config.results).mkdir(parents=True, exist_ok=True)  # before hours of work
@@ -359,7 +359,7 @@ def _report(name: str, config: StudyConfig, run: Run, measured: Sequence[Measure
         gallery=next(iter(galleries.values()), None),
         config=config.model_dump(mode="json"),
         command=command(name, config),
-        environment=environment(),
+        environment=environment(config.device),
         notes=_notes(config),
         files=(f"{name}.json", f"{name}.md", *(f"gallery-{row}.png" for row in galleries)),
     )

@@ -193,7 +193,7 @@ class Run:
         self.sweep()
         target = self.path / "config.json"
         if not target.exists():
-            artefacts.write_json(self.path / "environment.json", environment())
+            artefacts.write_json(self.path / "environment.json", environment(config.device))
             artefacts.write_json(target, config.model_dump(mode="json"))
             return
         # Through the config, so that fields added since then have their defaults.
@@ -311,14 +311,14 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
             yield f"{prefix}{key} ({left} there, {right} here)"
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware that results were computed with."""
+def environment(device: str = "auto") -> dict[str, Any]:
+    """Versions and hardware that results are computed with on a device."""
     return {
         "itgan": itgan.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
-        "bf16": knows_bf16(pick_device().type),
+        "bf16": knows_bf16(pick_device(device)),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

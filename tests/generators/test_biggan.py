@@ -293,7 +293,8 @@ def test_recalibrated_statistics_of_the_first_norm_by_hand(make_biggan):
     linear, norm = model.linear, model.blocks[0][0].bn1
     means, variances = [], []
     for i in range(20):
-        latents = torch.randn(100, 6, generator=derive(0, "recalibration", i))
+        rng = derive(0, "recalibration", i)
+        latents = torch.randn(100, 6, generator=rng, dtype=torch.float64).float()
         x = F.linear(latents, linear.normalised(), linear.bias).unflatten(1, (-1, 4, 4))
         rows = x.detach().transpose(0, 1).flatten(1)  # w, all numbers of a channel
         means.append(rows.mean(1))

@@ -144,7 +144,7 @@ def load_generator(
         raise InputError(f"{path}: {error}") from error
     if recalibrate:
         model.to(where if where.type == "cuda" else "cpu").recalibrate()
-    generator = FrozenGenerator.from_biggan(model)
+    generator = FrozenGenerator.from_biggan(model.cpu())  # folded alike wherever it computes
     return (generator if latent_dim is None else generator.reduced(latent_dim)).to(where)
 
 

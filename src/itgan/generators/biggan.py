@@ -278,7 +278,7 @@ class BigGAN(nn.Module):
         batches, size = RECALIBRATION
         for i in range(batches):
             rng = derive(0, "recalibration", i)
-            latents = torch.randn(size, self.shape.latent_dim, generator=rng).double()
+            latents = torch.randn(size, self.shape.latent_dim, generator=rng, dtype=torch.float64)
             labels = torch.randint(self.shape.num_classes, (size,), generator=rng)
             self(latents.to(device), labels.to(device))
         for hook in hooks:
