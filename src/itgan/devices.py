@@ -59,7 +59,7 @@ def send_module(module: Module, device: torch.device) -> Module:
 def knows_bf16(device: torch.device) -> bool:
     """Whether bf16 is worth having there: some processors and older GPUs only imitate it.
 
-    Without instructions for it a processor convolves in bf16 up to ten times as slowly as in fp32.
+    A processor without instructions for it takes several times as long in bf16 as in fp32.
     """
     if device.type == "cuda":
         return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
