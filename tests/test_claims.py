@@ -277,6 +277,7 @@ def test_a_study_is_printed_with_its_paired_differences():
         assert "+0.0 [+0.0, +0.0], 2 sets" in place
     assert len(terminal_tables(kept[:1], "title")) == 1
     assert differences_markdown(kept[:1]) == []
+    assert "50, 200 updates" not in "\n".join(differences_markdown(kept[:3])), "nothing to pair"
 
 
 @pytest.mark.parametrize(

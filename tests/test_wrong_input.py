@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from itgan import artefacts, cli, configs, flags, run_configs
+from itgan.claims import read_figures
 from itgan.cli import main
 from itgan.data import ImageSet
 from itgan.embedding import NetworkSpec, load_network
@@ -72,6 +73,11 @@ def resealed(path, change=None, tensors=None):
     found, metadata = artefacts.load("s.safetensors")
     metadata.pop("format_version"), metadata.pop("sha256")
     artefacts.save(path, {**found, **(tensors or {})}, {**metadata, **(change or {})})
+
+
+def kept(name, text):
+    Path("kept").mkdir()
+    Path("kept", name).write_text(text)
 
 
 def flipped(path, target, offset):
@@ -839,6 +845,25 @@ CASES = [
         "a directory that another process uses",
         "run digits --out run",
         "another process is working in this directory",
+    ),
+    # Kept figures and claims
+    Case(
+        "kept figures that are something else",
+        "reproduce table5 --scale smoke --results kept --out run",
+        "table5.json: not the figures of a study; remove it",
+        lambda t: kept("table5.json", '{"mean": NaN}'),
+    ),
+    Case(
+        "a register that is no TOML",
+        "reproduce table5 --scale smoke --claims kept/claims.toml --out run",
+        "claims.toml: not a register of claims",
+        lambda t: kept("claims.toml", "[[claim]"),
+    ),
+    Case(
+        "a page of no figures",
+        lambda t: read_figures(Path("kept")),
+        "holds no figures; itgan reproduce STUDY --results kept",
+        lambda t: Path("kept").mkdir(),
     ),
 ]
 

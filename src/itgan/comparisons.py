@@ -151,11 +151,15 @@ def columns(study: str, figures: Figures) -> list[str]:
 
 
 def differences(study: str, figures: Figures) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of a table of a study's ``PAIRS``; no lines where none has its figures."""
-    across, lines = columns(study, figures), []
-    for pair in PAIRS.get(study, ()):
-        found = [paired(study, pair, column, figures) for column in across]
-        if any(found):
-            texts = ("" if one is None else f"{one}, {one.sets} sets" for one in found)
-            lines.append([f"{pair[0]} - {pair[1]}", *texts])
+    """Head and lines of a table of a study's ``PAIRS``: what has a difference, and no more."""
+    table = {
+        pair: {column: paired(study, pair, column, figures) for column in columns(study, figures)}
+        for pair in PAIRS.get(study, ())
+    }
+    across = [c for c in columns(study, figures) if any(found[c] for found in table.values())]
+    lines = [
+        [" - ".join(pair), *("" if one is None else f"{one}, {one.sets} sets" for one in shown)]
+        for pair, found in table.items()
+        if any(shown := [found[c] for c in across])
+    ]
     return ["difference, points", *across], lines

@@ -103,12 +103,11 @@ def paper_scale() -> Scale:
 def cpu_scale() -> Scale:
     """50 latents per class and the ConvNet, on two CPU cores; CIFAR-100 has no small generator.
 
-    Six sets with two networks each, four at other sizes than 50, three in Tables 4 to 7 and for
-    the additions to IT-GAN; an interval is over sets. Large networks, three sets with one each,
-    take as many updates as 20 epochs of a set of 500 images have; curves have the same sets.
-    Tables 4 to 7 take 60 steps at a constant rate, as the paper's have one, in fp32, and draw 50
-    real images per class; Tables 5 and 6 draw 32, for every shard draws its own. The additions
-    are compared after 60 steps, too.
+    Six sets with two networks each, three in Tables 4 to 7 and for the additions to IT-GAN; an
+    interval is over sets. Large networks, three sets with one each, take as many updates as 20
+    epochs of a set of 500 images have; curves have the same sets. Tables 4 to 7 take 60 steps at
+    a constant rate, as the paper's have one, in fp32, and draw 50 real images per class; Tables 5
+    and 6 draw 32, for every shard draws its own. The additions are compared after 60 steps, too.
     """
     full = {"precision": "fp32"}
     sixty = {"steps": 60}

@@ -171,11 +171,8 @@ def _figure5(scale: Scale) -> Iterator[Entry]:
 
 
 def _sized(scale: Scale, size: int) -> RunConfig:
-    """The main experiment, or with another number of latents and at most four sets."""
-    if size == scale.main.latents_per_class:
-        return scale.main
-    seeds = scale.main.latent_seeds[:4]
-    return vary(scale.main, {"latents_per_class": size, "latent_seeds": seeds})
+    """The main experiment with another number of latents."""
+    return vary(scale.main, {"latents_per_class": size})
 
 
 def _figure6(scale: Scale) -> Iterator[Entry]:

@@ -151,6 +151,21 @@ def test_functions_that_cannot_be_generators(fn, message):
         wrap_generator(fn, **SHAPE)
 
 
+@pytest.mark.parametrize(("jitter", "accepted"), [(1e-6, True), (1e-4, False)])
+def test_calls_may_differ_by_rounding_and_no_more(jitter, accepted):
+    calls = []
+
+    def fn(z, y):
+        calls.append(1)
+        return by_index(z, y) + jitter * len(calls)
+
+    if accepted:
+        wrap_generator(fn, **SHAPE)
+    else:
+        with pytest.raises(InputError, match="two calls with the same latents differ"):
+            wrap_generator(fn, **SHAPE)
+
+
 def test_a_module_must_be_in_evaluation_mode():
     module = BatchNormed()
     with pytest.raises(InputError, match=r"\(module\.eval\(\)\)"):

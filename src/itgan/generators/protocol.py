@@ -221,7 +221,9 @@ def _checked(generator: WrappedGenerator) -> Tensor:
             "no integer output)"
         )
     with torch.no_grad():
-        if not torch.equal(generator.raw(latents, labels), images):
+        # Rounding may differ: a GPU fuses a traced module's kernels from its second call on.
+        again = generator.raw(latents, labels)
+        if not torch.allclose(again, images, rtol=0, atol=1e-5 * _span(generator)):
             raise InputError(
                 "generator: two calls with the same latents differ; switch dropout and noise off "
                 "(module.eval())"
