@@ -996,6 +996,19 @@ def test_the_micro_batch_is_the_smallest_of_the_fastest(digits, monkeypatch):
     assert sorted(set(sizes)) == [5, 10, 20, 40]  # nothing larger once it is slower
 
 
+def test_a_micro_batch_is_measured_whatever_the_networks_do(digits, monkeypatch):
+    monkeypatch.setattr(itgan.condensation, "MICRO_BATCHES", (5,))
+    few = digits.train.select(range(20))
+    config = changed(lambda_class=0.1, basis="principal", pool={"kind": "snapshots"})
+    assert itgan.condensation.fastest_micro_batch(Toy(), few, config) == 5
+
+
+def test_a_batch_norm_is_told_that_nothing_can_be_measured(images):
+    start = sample_latents(Toy(), images)
+    with pytest.raises(InputError, match=r"^micro_batch=auto: .* all 40 .* give 40"):
+        condense(Toy(), start, images, changed(micro_batch="auto", network="resnet18"))
+
+
 def test_a_measured_micro_batch_is_kept_by_the_bank_and_by_a_resumed_run(
     digits, monkeypatch, tmp_path
 ):

@@ -118,6 +118,15 @@ def pool(digits):
     return train_pool(images, "convnet", SNAPSHOTS, 0, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("count", [2, 10])  # none held out; no image left of a class
+def test_a_share_that_leaves_none_is_named(digits, count):
+    firsts = torch.cat([digits.train.class_indices(c)[:1] for c in range(10)])
+    few = digits.train.select(firsts[:count])
+    config = SNAPSHOTS.model_copy(update={"held_out": 0.1})
+    with pytest.raises(InputError, match=rf"^pool\.held_out=0\.1: of {count} training images"):
+        train_pool(few, "convnet", config, 0, torch.device("cpu"))
+
+
 def test_snapshots_are_kept_along_every_training(pool):
     assert pool.accuracies.shape == (6,)
     assert all(t.dtype == torch.float16 and len(t) == 6 for t in pool.weights.values())

@@ -869,6 +869,25 @@ def test_published_constants_name_other_cells(experiment):
     assert not names[0] & names[1]
 
 
+def test_published_constants_name_other_banks_where_no_extractor_does(experiment):
+    """From random latents in untrained networks: nothing before them has the constants."""
+    condensation = {"start": "random"}
+    banks = [
+        experiment(normalisation=choice, condensation=condensation).condensed(0).name
+        for choice in ("measured", "published")
+    ]
+    assert banks[0] != banks[1]
+
+
+def test_another_pool_of_dm_names_another_bank(experiment):
+    banks = set()
+    for networks, updates in ((1, 2), (2, 2), (1, 3)):
+        training = {"updates": updates, "augmentation": "none"}
+        pool = {"kind": "snapshots", "networks": networks, "training": training}
+        banks.add(experiment(sources=("dm",), dm={"pool": pool}).dm(0).name)
+    assert len(banks) == 3
+
+
 # itgan-plus, soft labels
 
 
@@ -1071,6 +1090,10 @@ def test_another_root_seed_draws_other_fresh_samples_and_other_images(file):
         (
             {"sources": ("dm",), "dm": {"network": "resnet18@32", "micro_batch": 19}},
             "dm.micro_batch=19: the network's batch norm .* all 20 must",
+        ),
+        (
+            {"sources": ("dm",), "dm": {"network": "resnet18@32", "micro_batch": "auto"}},
+            "dm.micro_batch=auto: the network's batch norm .* give 20",
         ),
         (
             {"evaluation": {"network": "resnet18@32", "batch_size": 2}, "sources": ("real",)},

@@ -282,6 +282,12 @@ def test_bytes_of_a_pixel_set():
     assert PixelSet(PIXELS, HARD, nbytes=7).nbytes == 7
 
 
+def test_images_in_double_precision_train_like_those_in_single():
+    synthetic = PixelSet(torch.rand(3, 1, 2, 2, dtype=torch.float64), HARD)
+    assert synthetic.images.dtype == torch.float32
+    assert synthetic.nbytes == 4 * 12 + 3
+
+
 # --- fresh samples ------------------------------------------------------------------------------
 
 

@@ -151,6 +151,8 @@ class Banks(Setting):
         }
         if not starts:
             determinants["images"] = rows.fingerprint
+        if not (starts or pools):  # which have the constants in their names
+            determinants |= self._constants()
         label = f"{name} bank, latent seed {latent_seed}"
         inputs = (*starts, *measured, *pools)
         return Cell("bank", label, determinants, inputs, compute)
@@ -183,4 +185,6 @@ class Banks(Setting):
             **code_of(config.network),
             **self._constants(),
         }
+        if isinstance(config, CondensationConfig) and config.pool.kind == "snapshots":
+            determinants["pool"] = config.pool.identity()  # DM trains it on its way
         return Cell("bank", f"{name} bank, latent seed {latent_seed}", determinants, (), compute)

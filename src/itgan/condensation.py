@@ -16,6 +16,7 @@ How its gradient fits into the memory of one micro-batch is in ``two_pass``.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -35,7 +36,7 @@ from itgan.drawing import (
     positions_of,
     real_statistics,
 )
-from itgan.embedding import Pool, make_pool
+from itgan.embedding import NetworkSpec, Pool, make_pool
 from itgan.errors import InputError
 from itgan.gains import Gains, check_gains
 from itgan.generators import ConditionalGenerator
@@ -60,13 +61,14 @@ AVERAGE = "average."  # before the names of means in a snapshot
 MICRO_BATCHES = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)  # that are tried
 
 
-def check_together(network: Network, images: int, micro_batch: int) -> None:
+def check_together(network: Network, images: int, micro_batch: int | Literal["auto"]) -> None:
     """Refuse to part images whose embeddings depend on one another.
 
     Raises:
-        InputError: the network has a batch norm, and so many images make several micro-batches.
+        InputError: the network has a batch norm, and so many images make several micro-batches,
+            or may.
     """
-    if images > micro_batch and couples_images(network):
+    if (micro_batch == "auto" or images > micro_batch) and couples_images(network):
         raise InputError(
             f"micro_batch={micro_batch}: the network's batch norm couples the images of a batch, "
             f"so all {images} must go through at once; give {images}, or a network with instance "
@@ -163,6 +165,8 @@ def condense(
         curves, begun = found[0]["curves"].to(device), found[1]["step"]
         micro_batch = int(found[0]["micro_batch"])
     if micro_batch == "auto":
+        network = NetworkSpec.of(config.network, real).build(0)
+        check_together(network, len(bank.labels), micro_batch)
         micro_batch = fastest_micro_batch(generator, real, config)
 
     discrepancy = make_discrepancy(config.matching, config.ridge)
@@ -245,7 +249,7 @@ def fastest_micro_batch(
         clock: seconds.
     """
     alone = {"steps": 1, "real_per_class": 1, "lambda_reg": 0.0, "shard_per_class": None}
-    alone |= {"pool": PoolConfig(), "splitting": "fixed"}
+    alone |= {"pool": PoolConfig(), "splitting": "fixed", "lambda_class": 0.0, "basis": "latent"}
     sizes = sorted({min(size, len(real)) for size in MICRO_BATCHES})
     speeds: dict[int, float] = {}
     for size in sizes:

@@ -60,6 +60,6 @@ def principal_directions(
             v = torch.randn(compared.shape, generator=rng).to(device)
             total = total + (compared * v).sum() / compared.shape[1] ** 0.5
         (projected,) = torch.autograd.grad(total, z)
-        flat = projected.flatten(1).double().cpu()
+        flat = projected.flatten(1).cpu().double()
         curvature += flat.T @ flat
     return torch.linalg.eigh(curvature).eigenvectors.float().to(device)

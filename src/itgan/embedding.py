@@ -221,6 +221,18 @@ def snapshot_updates(total: int, snapshots: int) -> set[int]:
     return points
 
 
+def _part(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
+    """Images to train on, and those to measure accuracies on."""
+    try:
+        unseen = stratified(images.labels, round(share * len(images)))
+        return images.select(~unseen), images.select(unseen)
+    except InputError as error:
+        raise InputError(
+            f"pool.held_out={share:g}: of {len(images)} training images none is left for a class, "
+            "or none held out; choose another share, or pool.kind random"
+        ) from error
+
+
 def train_pool(
     images: ImageSet,
     network: str,
@@ -234,9 +246,11 @@ def train_pool(
     Accuracies are measured on a stratified share of the training rows, which the networks do not
     see: test images take no part (the published windows are on test accuracy). With a
     ``checkpoint`` each network has a part of it, which stays when it is trained.
+
+    Raises:
+        InputError: so small a share of so few images leaves none to train on, or none held out.
     """
-    unseen = stratified(images.labels, round(config.held_out * len(images)))
-    seen, held_out = images.select(~unseen), images.select(unseen)
+    seen, held_out = _part(images, config.held_out)
     total = count_updates(config.training, len(seen))
     points = snapshot_updates(total, config.snapshots)
     spec = NetworkSpec.of(network, images)

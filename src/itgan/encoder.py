@@ -166,7 +166,7 @@ class _Trainer:
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
-        self.losses[step] = loss.detach()
+        self.losses[step] = loss.detach().cpu()
 
     def _pairs(self, rng: torch.Generator) -> Float[Tensor, ""]:
         generator, count = self.objective.generator, self.config.batch_size

@@ -217,7 +217,7 @@ class Descent:
         self.adam.step(rows, gradient)
         norm = z.detach().flatten(1).norm(dim=1)
         parts = torch.stack([t.detach() for t in (made.loss, made.feature, made.pixel, norm)])
-        measured = torch.cat([parts.double(), age[None].double()]).cpu()
+        measured = torch.cat([parts, age[None].to(parts)]).cpu().double()
         values, age = measured[:-1], measured[-1].long()
 
         left = self._settled(attempts, age + 1, values[0])

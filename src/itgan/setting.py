@@ -213,7 +213,7 @@ class Setting:
         """Whether a batch norm, if there is one, gets whole batches, and none of one image."""
         if isinstance(stage, DCConfig):
             check_uncoupled(network, stage.network)
-        elif isinstance(stage, CondensationConfig) and stage.micro_batch != "auto":
+        elif isinstance(stage, CondensationConfig):
             shard = stage.shard_per_class or int(counts.max())
             check_together(network, int(counts.clamp(max=shard).sum()), stage.micro_batch)
         elif isinstance(stage, EvaluationConfig):

@@ -83,6 +83,8 @@ class PixelSet:
             )
         if not (labels >= 0).all():
             raise InputError("pixel set: labels must not be negative or NaN")
+        if images.dtype == torch.float64:  # in which no network computes
+            images = images.float()
         self.images, self.labels = images, labels
         self.name, self.variant, self.latent_seed = name, variant, latent_seed
         if nbytes is None:

@@ -36,8 +36,9 @@ def fold(model: BigGAN) -> dict[str, Tensor]:
         weight = module.weight.detach()  # type: ignore[operator]
         # In fp64, so that the rounded sigma, and with it the fingerprint, is the same on every
         # processor.
-        _, sigma = power_step(weight.double().flatten(1), module.u0.double())  # type: ignore[operator,union-attr]
-        folded[f"{name}.weight"] = weight / sigma.float()
+        u0: Tensor = module.u0  # type: ignore[assignment]
+        _, sigma = power_step(weight.cpu().double().flatten(1), u0.cpu().double())
+        folded[f"{name}.weight"] = weight / sigma.float().to(weight.device)
         folded[f"{name}.bias"] = module.bias.detach()  # type: ignore[union-attr]
 
     def norm(name: str, module: nn.Module, gain: Tensor, bias: Tensor) -> None:
