@@ -270,7 +270,7 @@ def test_wrong_input_is_told_in_one_line(refused, arguments, told):
         ("--out text.pth", "text.pth: "),
         ("--out text.pth/run", "text.pth"),
         ("--out /proc/nowhere", "/proc/nowhere"),
-        (f"--out {'x' * 300}", "xxx: "),
+        (f"--out {'x' * 300}", "xxx/config.json: File name too long"),
     ],
 )
 def test_what_a_run_cannot_use_is_told_in_one_line(refused, file, bank, tmp_path, arguments, told):
@@ -631,6 +631,13 @@ def test_the_directory_of_a_run_stands_for_its_recipe(tmp_path, capsys):
     capsys.readouterr()
     assert main(["report", str(out), "--evaluation.updates", "3"]) == 2
     assert "evaluation.updates (2 there, 3 here)" in capsys.readouterr().err
+    # A report is of what is there, whatever the recipe would add to it.
+    kept = (out / "config.json").read_bytes()
+    recipe = "--latents-per-class 2 --evaluation.updates 2 --evaluation.curve-points 0"
+    assert main(["report", "digits", "--out", str(out), *recipe.split()]) == 0
+    assert (out / "config.json").read_bytes() == kept
+    assert "There is one latent set" in (out / "report.md").read_text()
+    assert "still to be computed" not in (out / "report.md").read_text()
     (out / "config.json").write_text('{"bogus": 1}')
     assert main(["run", str(out)]) == 2
     assert "config.json: not a configuration" in capsys.readouterr().err

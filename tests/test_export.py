@@ -99,6 +99,19 @@ def test_an_image_folder_is_read_by_pillow(either, tmp_path):
     assert sorted(seen) == list(range(len(either)))
 
 
+def test_an_ensemble_loses_no_image(generator, digits, tmp_path):
+    """Several latents of a row, each with a file of its own."""
+    rows = digits.train.select(torch.cat([digits.train.class_indices(c)[:2] for c in range(10)]))
+    banks = [sample_latents(generator, rows, seed) for seed in (0, 1, 2)]
+    both = SyntheticSet(generator, LatentBank.merge(banks, repeat_rows=True))
+    export_imagefolder(both, tmp_path / "out")
+    files = sorted((tmp_path / "out" / "train").glob("*/*.png"))
+    assert len(files) == len(both) == 60
+    assert len({file.read_bytes() for file in files}) == 60
+    stems = {file.stem for file in files if file.stem.lstrip("0").startswith(f"{rows.rows[3]}-")}
+    assert len(stems) == 2
+
+
 def test_an_image_folder_is_read_by_hugging_face(either, tmp_path):
     export_imagefolder(either, tmp_path / "out")
     found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"))

@@ -1,4 +1,6 @@
+import errno
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -358,6 +360,25 @@ def test_pixels_are_read_by_those_who_score_them(tmp_path, generator, bank, imag
     assert torch.equal(back.labels, made.labels)
     with pytest.raises(InputError, match=r"^mean, std: "):  # not CIFAR, or not three channels
         export_official(tmp_path / "set.safetensors", ExportConfig(layout="pixels", out=str(out)))
+
+
+def test_a_full_disk_is_told_as_one_and_leaves_the_file_that_was(tmp_path, monkeypatch):
+    out = tmp_path / "x.pt"
+    out.write_bytes(b"what was there")
+
+    def full(*_, **__):
+        raise RuntimeError("unexpected pos 704 vs 662")
+
+    def fuller(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda c, f: full() if isinstance(f, Path) else save(c, f))
+    monkeypatch.setattr(artefacts, "write_bytes", fuller)
+    with pytest.raises(OSError, match="No space left"):
+        artefacts.write_pt(out, {"data": torch.zeros(3)})
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
+    assert out.read_bytes() == b"what was there"
 
 
 def test_pixels_of_the_family_come_and_go(tmp_path):

@@ -879,6 +879,22 @@ def test_published_constants_name_other_banks_where_no_extractor_does(experiment
     assert banks[0] != banks[1]
 
 
+def test_a_set_says_how_its_data_were_read(experiment):
+    made = experiment(image_size=8)
+    about = made.synthetic(sample_latents(made.generator, made.subset(0)), 0).about
+    assert about["image_size"] == 8
+    assert "image_column" not in about
+
+
+def test_herding_that_joins_with_other_seeds_is_shown(experiment, tmp_path):
+    compute(experiment(sources=("random",), out=str(tmp_path)), run := Run(tmp_path))
+    changes = {"sources": ("herding",), "latent_seeds": (1,), "out": str(tmp_path)}
+    joining = Experiment(experiment(**changes).config, run)
+    compute(joining, run)
+    rows, _, _ = publish(joining.viewing(run.config()), run)
+    assert "herding" in {row["source"] for row in rows}
+
+
 def test_another_pool_of_dm_names_another_bank(experiment):
     banks = set()
     for networks, updates in ((1, 2), (2, 2), (1, 3)):

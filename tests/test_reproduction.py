@@ -186,6 +186,40 @@ def test_what_another_process_keeps_meanwhile_stays(tmp_path, monkeypatch):
     assert both[1] == rows[0]
 
 
+def test_a_larger_figure_that_another_process_keeps_meanwhile_stays(tmp_path, monkeypatch):
+    other = ("--only", "GAN=5, 4 updates", "--latent-seeds")
+    (larger,), _ = study(tmp_path, "sources", *other, "0", "1")
+    (tmp_path / "kept" / "sources.json").unlink()
+    study(tmp_path, "sources", *other, "0")
+    original = reproduction._keep
+
+    def meanwhile(name, config, rows, known):
+        (tmp_path / "kept" / "sources.json").write_text(json.dumps([larger]))
+        return original(name, config, rows, known)
+
+    monkeypatch.setattr(reproduction, "_keep", meanwhile)
+    both, _ = study(tmp_path, "sources", "--only", "GAN=2, 4 updates")
+    assert {row["column"]: row["sets"] for row in both} == {"2, 4 updates": 1, "5, 4 updates": 2}
+
+
+def test_one_figure_of_another_generator_does_not_displace_the_others(tmp_path, capsys):
+    study(tmp_path, "sources", "--only", "GAN=2, 4 updates", "GAN=5, 4 updates")
+    before = (tmp_path / "kept" / "sources.json").read_bytes()
+    flags = ("--scale", "smoke", "--cells", f"{tmp_path}/cells", "--out", f"{tmp_path}/out")
+    more = ("--results", f"{tmp_path}/kept", "--generator", "ae-digits")
+    assert main(["reproduce", "sources", *flags, *more, "--only", "GAN=2, 4 updates"]) == 2
+    assert "sources.json has GAN 5, 4 updates of another generator" in capsys.readouterr().err
+    assert (tmp_path / "kept" / "sources.json").read_bytes() == before
+
+
+def test_pictures_are_made_where_the_trials_are_kept(tmp_path):
+    _, computed = study(tmp_path, "fig6", "--only", "CIFAR10")
+    assert "trial" in computed
+    _, computed = study(tmp_path, "fig6", "--only", "CIFAR10")
+    assert "trial" not in computed
+    assert {"inverted", "condensed"} <= set(computed)
+
+
 def test_where_results_cannot_be_written_is_told_first(tmp_path, capsys):
     (tmp_path / "file").touch()
     flags = ("--scale", "smoke", "--cells", f"{tmp_path}/cells", "--out", f"{tmp_path}/out")

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
-from itgan.configs import EvaluationConfig
+from itgan.configs import EvaluationConfig, with_precision
 from itgan.embedding import NetworkSpec, train_extractor
 from itgan.errors import InputError
 from itgan.evaluation import Trial
 from itgan.latents import LatentBank
+from itgan.pipeline import Experiment
 from itgan.run_configs import RunConfig
 from itgan.runs import Cell, Run, environment, with_inputs
 
@@ -285,6 +286,23 @@ def test_a_damaged_bank_is_named(tmp_path):
 
 
 # The directory
+
+
+def test_a_run_keeps_what_auto_was_where_it_began(tmp_path):
+    config = RunConfig(out=str(tmp_path), device="cpu")
+    run = Run(tmp_path)
+    assert run.precision() is None
+    run.open(config)
+    assert run.precision() == "fp32"
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "precision": "bf16"}))
+    assert Experiment(config, run).config == with_precision(config, "bf16")
+    assert Experiment(config).config == with_precision(config, "fp32")
+    # The command of a report names what was settled, and goes on with the same run.
+    run.open(with_precision(config, "bf16"))
+    with pytest.raises(InputError, match=r"evaluation\.precision \(bf16 there, fp32 here\)"):
+        run.open(with_precision(config, "fp32"))
+    assert run.environment()["precision"] == "bf16"
 
 
 def test_a_directory_is_claimed_by_one_configuration(tmp_path):

@@ -33,7 +33,9 @@ def _one_loading(digits, monkeypatch):
     """Digits are loaded once for all tests."""
     load = itgan.scoring.load_dataset
     monkeypatch.setattr(
-        itgan.scoring, "load_dataset", lambda spec: digits if spec == "digits" else load(spec)
+        itgan.scoring,
+        "load_dataset",
+        lambda spec, **read: digits if spec == "digits" else load(spec, **read),
     )
 
 
@@ -73,6 +75,30 @@ def test_a_named_data_set_goes_before_the_set_s_own(generator, bank, digits):
     assert row["dataset"] == "digits"
     with pytest.raises(InputError, match="'/nowhere'"):
         score(synthetic, QUICK)
+
+
+def test_a_set_of_resized_images_is_scored_at_its_size(generator, bank, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{kind}": values
+        for split in ("train", "test")
+        for kind, values in (
+            ("images", rng.integers(0, 256, (40, 16, 16), dtype=np.uint8)),
+            ("labels", np.arange(40) % 10),
+        )
+    }
+    np.savez(tmp_path / "large.npz", **arrays)
+    place = f"npz:{tmp_path / 'large.npz'}"
+    with pytest.raises(InputError, match="or --image-size"):
+        score(SyntheticSet(generator, bank, about={"dataset": place}), QUICK)
+    asked = QUICK.model_copy(update={"image_size": 8})
+    (by_flag,) = score(SyntheticSet(generator, bank, about={"dataset": place}), asked)
+    told = SyntheticSet(generator, bank, about={"dataset": place, "image_size": 8})
+    assert score(told, QUICK) == [by_flag]
+    # A file may claim anything.
+    odd = SyntheticSet(generator, bank, about={"dataset": place, "image_size": "8"})
+    with pytest.raises(InputError, match="or --image-size"):
+        score(odd, QUICK)
 
 
 def test_a_shipped_set_goes_by_its_name(stored, monkeypatch):

@@ -9,9 +9,11 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import os
 import pickle
+import tempfile
 import time
 import warnings
 import zipfile
@@ -78,6 +80,20 @@ def write_bytes(path: Path, payload: bytes) -> None:
     with contextlib.suppress(OSError):  # nor can every one do this
         os.fsync(directory)  # the new name, too
     os.close(directory)
+
+
+def write_pt(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a ``.pt`` file, whole or not at all; inside it is called by its own name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        beside = Path(folder, path.name)
+        try:
+            torch.save(content, beside)
+            beside.replace(path)
+        except RuntimeError:  # of a full disk; this way says so
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            write_bytes(path, buffer.getvalue())
 
 
 def sweep(directory: Path) -> None:

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -218,6 +218,10 @@ class Dataset:
         splits = (self.train, self.validation, self.test)
         text = " ".join(split.fingerprint if split else "-" for split in splits)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+# How images are read, beside where from, and the types of these options.
+READ: Mapping[str, type] = {"image_size": int, "image_column": str, "label_column": str}
 
 
 def load_dataset(

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def export_imagefolder(
 ) -> None:
     """Write ``OUT/train/<class>/<row>.png``; folders in order of their names are the classes.
 
+    Further images of a row, in an ensemble, are ``<row>-1.png`` and so on.
+
     Args:
         synthetic: the set.
         out: a new or empty directory.
@@ -64,10 +67,13 @@ def export_imagefolder(
         folders = [directory / "train" / name for name in folder_names(names)]
         for folder in folders:
             folder.mkdir(parents=True)
+        written: Counter[int] = Counter()  # images of a row
         for chunk in _chunks(synthetic):
             labels, rows = synthetic.labels[chunk].tolist(), synthetic.bank.rows[chunk].tolist()
             for image, label, row in zip(synthetic.pixels(chunk), labels, rows, strict=True):
-                (folders[label] / f"{row:0{width}}.png").write_bytes(to_png(image))
+                further = f"-{written[row]}" if written[row] else ""
+                (folders[label] / f"{row:0{width}}{further}.png").write_bytes(to_png(image))
+                written[row] += 1
 
 
 def export_npz(synthetic: SyntheticSet, out: Path | str, file: Path | None = None) -> None:

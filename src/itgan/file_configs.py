@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from itgan.configs import Config, Count, EvaluationConfig, Rate, Seeds, Share
+from itgan.configs import Config, Count, EvaluationConfig, ImageSize, Rate, Seeds, Share
 
 
 class ScoreConfig(Config):
@@ -13,6 +13,11 @@ class ScoreConfig(Config):
     dataset: str | None = Field(
         None, description="data set with the test images; if not given, the one that the set names"
     )
+    image_size: ImageSize | None = Field(
+        None, description="bring its images to this many pixels; if not given, as the set says"
+    )
+    image_column: str | None = Field(None, description="image column, where it cannot be found")
+    label_column: str | None = Field(None, description="label column, where it cannot be found")
     networks: tuple[str, ...] = Field(
         (), description="architectures to train, each under every seed; if not given, evaluation's"
     )
@@ -66,9 +71,7 @@ class LedgerConfig(Config):
         None,
         description="size of the bank; if not given, that of the set, or every training image",
     )
-    image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
-        None, description="bring real images to this many pixels"
-    )
+    image_size: ImageSize | None = Field(None, description="bring real images to this many pixels")
     image_column: str | None = Field(None, description="image column, where it cannot be found")
     label_column: str | None = Field(None, description="label column, where it cannot be found")
     qualities: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(

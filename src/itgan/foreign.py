@@ -122,8 +122,7 @@ def write_set(
         )
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     normalised = (images.float() / 255 - shift) / scale
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"data": [[normalised, labels]], "accs_all_exps": {}}, path)
+    artefacts.write_pt(path, {"data": [[normalised, labels]], "accs_all_exps": {}})
 
 
 def _from_folder(path: Path, data: Dataset) -> tuple[Tensor, Tensor]:

@@ -284,7 +284,7 @@ def write_whole(bank: LatentBank, path: Path) -> None:
             "layout: whole needs a latent for every row from 0 on, and some are missing; write "
             "--layout pieces"
         )
-    _save(path, {key: bank.latents[order].contiguous()})
+    artefacts.write_pt(path, {key: bank.latents[order].contiguous()})
 
 
 def write_pieces(bank: LatentBank, path: Path) -> None:
@@ -305,7 +305,7 @@ def write_pieces(bank: LatentBank, path: Path) -> None:
     }
     if "classes_split" in known or classes != list(range(len(classes))):
         content["classes_split"] = np.array(classes)
-    _save(path, content)
+    artefacts.write_pt(path, content)
 
 
 def _vectors(bank: LatentBank) -> LatentBank:
@@ -336,11 +336,6 @@ def _export_pixels(synthetic: SyntheticSet, config: ExportConfig) -> str:
     made = synthetic.materialise()
     write_set(Path(config.out or ""), made.images, made.labels, mean, std)
     return f"{len(made):,} normalised images"
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
 
 
 # --- networks -----------------------------------------------------------------------------------
@@ -417,4 +412,6 @@ def save_convnet(network: Network, path: Path | str) -> None:
     """
     if not isinstance(network, ConvNet):
         raise InputError(f"network: a {type(network).__name__}, not a ConvNet of the family")
-    _save(Path(path), {name: tensor.cpu() for name, tensor in network.state_dict().items()})
+    artefacts.write_pt(
+        Path(path), {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    )

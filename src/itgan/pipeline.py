@@ -15,6 +15,7 @@ from itgan.artefacts import Checkpoint
 from itgan.banks import Banks
 from itgan.baselines import herding, pixel_set, same_bytes_jpeg, same_bytes_raw
 from itgan.configs import Dtype, Source
+from itgan.data import READ
 from itgan.dc import variant
 from itgan.evaluation import UNAUGMENTED, Trial, evaluate
 from itgan.latents import LatentBank, sample_latents
@@ -135,6 +136,7 @@ class Experiment(Banks):
             "class_names": list(self.data.class_names),
             "mean": list(self.data.mean),
             "std": list(self.data.std),
+            **{field: value for field in READ if (value := getattr(self.config, field))},
             "evaluation": {**self.config.evaluation.model_dump(), "curve_points": 0},
             **({"source": "itgan-plus"} if plus else {}),
         }
@@ -224,7 +226,7 @@ class Experiment(Banks):
         if source in SAME_BYTES:  # all images may fit into the bytes
             made = self.source(source, config.latent_seeds[0])
             repeated = len(made) == len(self.data.train)
-        return config.latent_seeds[:1] if repeated else config.latent_seeds
+        return (self.first_seed,) if repeated else config.latent_seeds
 
     def _forms(self, source: Source) -> list[dict[str, Any]]:
         """What a source is evaluated in: storage types with and without augmentation; labels."""

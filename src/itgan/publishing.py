@@ -14,7 +14,7 @@ from itgan.latents import LatentBank
 from itgan.pipeline import Experiment
 from itgan.recipes import command
 from itgan.report import Gallery, write_report
-from itgan.runs import Cell, Run, environment
+from itgan.runs import Cell, Run
 from itgan.scores import score_trials
 
 # Differences that a table of these sources is read for.
@@ -100,7 +100,7 @@ def publish(
     notes = [
         f"Accuracy is on {len(experiment.scored_on):,} real {scored} images, after the last "
         "step of training.",
-        _on_intervals(len(config.latent_seeds)),
+        _on_intervals(max(row["sets"] for row in rows)),
         "Differences are paired: both sides share seeds, and so rows, first weights, order and "
         "augmentations. They tell more than two intervals side by side.",
     ]
@@ -123,7 +123,7 @@ def publish(
         curves=[*_loss_curves(experiment, run), *accuracy_curves(trials)],
         gallery=picture_stages(experiment, run),
         config=config.model_dump(mode="json"),
-        environment=environment(config.device),
+        environment=run.environment(),
         notes=notes,
         differences=differences,
         provenance=_provenance(experiment),

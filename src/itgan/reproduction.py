@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -140,7 +140,7 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
 
     Raises:
         InputError: no such study; a data set or generator is missing or does not fit; ``results``
-            holds figures of another scale, or no figures.
+            holds figures of another scale, data set or generator, or no figures.
     """
     run, rows = Run(out, Path(config.cells)), []
     planned = [(entry, *cells_of(entry)) for entry in entries(name, config)]
@@ -148,7 +148,7 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
         experiment.check()
     old = _kept_rows(name, config)
     every = _beside(name, config, [entry for entry, _, _ in planned], old)
-    _check_data(name, config, every, old)
+    _check_same(name, config, {(e.row, e.column) for e, _, _ in planned}, every, old)
     elsewhere = [row for place, row in old.items() if place not in every]
     with artefacts.locked(out):
         run.sweep()
@@ -161,9 +161,12 @@ def reproduce(name: str, config: StudyConfig, out: Path) -> list[dict[str, Any]]
             for cell in itertools.chain.from_iterable(candidates):
                 if cell.name in trials:
                     run.put(cell, trials[cell.name])
-        for entry, _, cells in planned:
+        for entry, experiment, cells in planned:
             try:
                 run.values(cells)
+                if STUDIES[name].pictures:  # of banks, which kept trials do without
+                    for make in experiment.makers().values():
+                        run.value(make(experiment.config.latent_seeds[0]))
             except EmptyWindow as error:
                 say(f"{entry.row} {entry.column}: {MISSING}: {error}")
                 continue
@@ -214,6 +217,8 @@ def _keep(
 ) -> Mapping[tuple[str, str], Row]:
     """Write rows into ``results``, with what another process has put there since ``known``.
 
+    Of two figures for one place that of more latent sets stays, or of as many and more trials.
+
     Returns:
         What is there now.
     """
@@ -221,10 +226,14 @@ def _keep(
     with artefacts.locked(folder, ".results.lock", wait=True):
         now = {(row["row"], row["column"]): row for row in rows}
         for place, row in _kept_rows(name, config).items():
-            if row != known.get(place):
-                now.setdefault(place, row)
+            if row != known.get(place) and (place not in now or _size(row) > _size(now[place])):
+                now[place] = row
         artefacts.write_json(folder / f"{name}.json", [*now.values()])
     return now
+
+
+def _size(row: Row) -> tuple[int, int]:
+    return row["sets"], row["n"]
 
 
 def _beside(
@@ -236,8 +245,8 @@ def _beside(
     """All entries of a study that are about the data and generators of the chosen ones.
 
     Each as it is asked for, and with the seeds of its ``old`` figure, the one with more latent
-    sets first, or as many and more trials; a figure of what is another experiment by now is
-    forgotten.
+    sets first, or as many and more trials; a chosen figure of what is another experiment by now
+    is forgotten.
     """
     places = {(entry.config.dataset, entry.config.generator) for entry in chosen}
     found: dict[tuple[str, str], list[Candidate]] = {}
@@ -258,21 +267,29 @@ def _sets_and_trials(one: Candidate) -> tuple[int, int]:
     return len(entry.config.latent_seeds), len(cells)
 
 
-def _check_data(
+def _check_same(
     name: str,
     config: StudyConfig,
+    chosen: Container[tuple[str, str]],
     every: Mapping[tuple[str, str], Sequence[Candidate]],
     old: Mapping[tuple[str, str], Row],
 ) -> None:
-    """Refuse to put figures in the place of another data set's."""
+    """Refuse figures beside or in the place of those of another data set or experiment."""
     for place in every.keys() & old.keys():
         theirs, ours = old[place]["dataset"], every[place][0][1].data.name
         known = {cell.name for _, _, cells in every[place] for cell in cells}
-        same = any(trial["cell"] in known for trial in old[place]["trials"])
-        if theirs != ours and not same:
+        if any(trial["cell"] in known for trial in old[place]["trials"]):
+            continue
+        if theirs != ours:
             raise InputError(
                 f"--results {config.results}: {name}.json holds figures of {theirs}; "
                 f"keep those of {ours} elsewhere"
+            )
+        if place not in chosen:
+            raise InputError(
+                f"--results {config.results}: {name}.json has {' '.join(place)} of another "
+                "generator, or of settings that have changed since; keep these figures elsewhere, "
+                "or compute the whole study"
             )
 
 

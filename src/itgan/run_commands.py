@@ -43,7 +43,7 @@ def _open(config: "RunConfig") -> tuple["Experiment", "Run"]:
 
     store = None if config.cells is None else Path(config.cells)
     run = Run(Path(config.out or ""), store, config.checkpoint_seconds)
-    return Experiment(config), run
+    return Experiment(config, run), run
 
 
 def plan(arguments: Sequence[str]) -> None:
@@ -130,7 +130,7 @@ def report(arguments: Sequence[str]) -> None:
     experiment, run = _open(config)
     if not run.exists():
         raise InputError(f"{run.path}: no classifier has been trained yet; itgan run first")
-    run.open(config)
+    run.check(config)
     _publish(experiment, run)
 
 

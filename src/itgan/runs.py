@@ -19,7 +19,8 @@ import torch
 import itgan
 from itgan import artefacts
 from itgan.artefacts import Checkpoint
-from itgan.devices import knows_bf16, pick_device
+from itgan.configs import with_precision
+from itgan.devices import knows_bf16, pick_device, resolve_precision
 from itgan.embedding import NetworkSpec, SnapshotPool, load_network, save_network
 from itgan.encoder import Encoder
 from itgan.errors import InputError
@@ -184,6 +185,16 @@ class Run:
         for folder in (self.store / "cells", self.store / "partial", self.path / "sets"):
             artefacts.sweep(folder)
 
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware that the run was begun with; those of here before."""
+        file = self.path / "environment.json"
+        return artefacts.read_json(file) if file.exists() else environment()
+
+    def precision(self) -> str | None:
+        """What ``auto`` is in this run, wherever it goes on; None where it does not tell."""
+        told = self.environment().get("precision") if self.exists() else None
+        return told if told in ("fp32", "bf16") else None
+
     def open(self, config: RunConfig) -> None:
         """Claim the directory for a configuration; more sources and seeds join those it has.
 
@@ -196,25 +207,35 @@ class Run:
             artefacts.write_json(self.path / "environment.json", environment(config.device))
             artefacts.write_json(target, config.model_dump(mode="json"))
             return
-        # Through the config, so that fields added since then have their defaults.
-        kept, unlike = self.config(), PLACES | set(VIEWS)
-        fields = ", ".join(
-            differences(
-                kept.model_dump(mode="json", exclude=unlike),
-                config.model_dump(mode="json", exclude=unlike),
-            )
-        )
-        if fields:
-            raise InputError(
-                f"--out {self.path}: holds a run with another configuration; these fields "
-                f"differ: {fields}; give another --out, or the values that it was begun with"
-            )
+        kept = self.check(config)
         wider = {
             view: tuple(dict.fromkeys((*getattr(kept, view), *getattr(config, view))))
             for view in VIEWS
         }
         if any(wider[view] != getattr(kept, view) for view in VIEWS):
             artefacts.write_json(target, kept.model_copy(update=wider).model_dump(mode="json"))
+
+    def check(self, config: RunConfig) -> RunConfig:
+        """The configuration that is there, if it is this one but for sources and seeds.
+
+        Raises:
+            InputError: it is another one; the message names the fields.
+        """
+        # Through the config, so that fields added since then have their defaults.
+        kept, auto = self.config(), self.precision()
+        there, here = (
+            (with_precision(one, auto) if auto else one).model_dump(
+                mode="json", exclude=PLACES | set(VIEWS)
+            )
+            for one in (kept, config)
+        )
+        fields = ", ".join(differences(there, here))
+        if fields:
+            raise InputError(
+                f"--out {self.path}: holds a run with another configuration; these fields "
+                f"differ: {fields}; give another --out, or the values that it was begun with"
+            )
+        return kept
 
     def file(self, cell: Cell) -> Path:
         """Where a cell's value is kept."""
@@ -319,6 +340,7 @@ def environment(device: str = "auto") -> dict[str, Any]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "precision": resolve_precision(pick_device(device), "auto"),
         "bf16": knows_bf16(pick_device(device)),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

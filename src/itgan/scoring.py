@@ -1,11 +1,13 @@
 """Score a stored set, ours or anyone's, under the protocol; no generator has to be trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from itgan.data import Dataset, load_dataset
+from itgan.data import READ, Dataset, load_dataset
 from itgan.errors import InputError
 from itgan.evaluation import evaluate, summarize
 from itgan.file_configs import ScoreConfig
@@ -50,7 +52,7 @@ def score(synthetic: SyntheticSet, config: ScoreConfig) -> list[dict[str, Any]]:
     spec = config.dataset or synthetic.about.get("dataset")
     if not spec:
         raise InputError("score: the set names no data set; give --dataset")
-    data = load_dataset(spec)
+    data = load_dataset(spec, **_read(config, synthetic.about))
     check_images(synthetic.generator, data.test)
     return _score(synthetic, data, config)
 
@@ -63,8 +65,15 @@ def score_foreign(path: Path, config: ScoreConfig) -> list[dict[str, Any]]:
     """
     if not config.dataset:
         raise InputError(f"score: {path} names no data set; give --dataset")
-    data = load_dataset(config.dataset)
+    data = load_dataset(config.dataset, **_read(config))
     return _score(read_set(path, data, config), data, config)
+
+
+def _read(config: ScoreConfig, about: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """How the data set is read: as asked for, or as the set says that it was."""
+    told = ((field, about.get(field)) for field in READ)
+    known = {field: value for field, value in told if isinstance(value, READ[field])}
+    return {field: getattr(config, field) or known.get(field) for field in READ}
 
 
 def _score(

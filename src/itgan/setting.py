@@ -35,6 +35,7 @@ from itgan.latents import check_images
 from itgan.networks import Network, build_network
 from itgan.randomness import derive, derive_seed
 from itgan.run_configs import RunConfig
+from itgan.runs import Run
 from itgan.training import check_last_batch
 
 # The stage whose network makes a source; sources without a generator.
@@ -69,10 +70,17 @@ def _load(
 class Setting:
     """A configuration with its data and generator."""
 
-    def __init__(self, config: RunConfig) -> None:
-        """Load nothing yet; precisions that were left open are settled by the device."""
+    def __init__(self, config: RunConfig, run: Run | None = None) -> None:
+        """Load nothing yet; precisions left open are settled by the device, or by a ``run``.
+
+        A run that has begun settles the latent seed of sources that are the same for all, too.
+        """
         self.asked = config
-        self.config = with_precision(config, resolve_precision(pick_device(config.device), "auto"))
+        told = run.precision() if run is not None else None
+        auto = told or resolve_precision(pick_device(config.device), "auto")
+        self.config = with_precision(config, auto)
+        begun = run.config() if run is not None and run.exists() else config
+        self.first_seed = begun.latent_seeds[0]
         self._subsets: dict[int, ImageSet] = {}
 
     @cached_property
