@@ -303,6 +303,8 @@ def test_a_run_keeps_what_auto_was_where_it_began(tmp_path):
     with pytest.raises(InputError, match=r"evaluation\.precision \(bf16 there, fp32 here\)"):
         run.open(with_precision(config, "fp32"))
     assert run.environment()["precision"] == "bf16"
+    path.unlink()
+    assert run.precision() is None
 
 
 def test_a_directory_is_claimed_by_one_configuration(tmp_path):

@@ -192,7 +192,8 @@ class Run:
 
     def precision(self) -> str | None:
         """What ``auto`` is in this run, wherever it goes on; None where it does not tell."""
-        told = self.environment().get("precision") if self.exists() else None
+        begun = self.exists() and (self.path / "environment.json").exists()
+        told = self.environment().get("precision") if begun else None
         return told if told in ("fp32", "bf16") else None
 
     def open(self, config: RunConfig) -> None:
