@@ -418,23 +418,24 @@ def dead_process() -> int:
 
 def test_what_a_dead_process_was_writing_is_removed_and_nothing_else(tmp_path):
     dead = dead_process()
-    left = [f".report.html.{dead}", f".a b.json.{dead}"]
-    living = [f".report.html.{os.getpid()}", ".mine.1"]  # process 1 lives always
-    others = [".lock", ".hidden", f"report.{dead}", f".name.{dead}x", ".name.²", ".cache.d"]
+    left = [f".report.html.{dead}.itgan", f".a b.json.{dead}.itgan"]
+    living = [f".report.html.{os.getpid()}.itgan", ".mine.1.itgan"]  # process 1 lives always
+    others = [".lock", ".hidden", f"report.{dead}.itgan", f".name.{dead}x.itgan", ".name.².itgan"]
+    others += [f".notes.{dead}", ".libx.so.99999999", ".itgan", "..itgan"]  # a user's own
     for name in (*left, *living, *others):
         (tmp_path / name).write_text("x")
-    (tmp_path / f".folder.{dead}").mkdir()
+    (tmp_path / f".folder.{dead}.itgan").mkdir()
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / left[0]).write_text("x")
     artefacts.sweep(tmp_path)
     there = {path.name for path in tmp_path.iterdir()}
-    assert there == {*living, *others, f".folder.{dead}", "deeper"}
+    assert there == {*living, *others, f".folder.{dead}.itgan", "deeper"}
     assert (tmp_path / "deeper" / left[0]).exists()
     artefacts.sweep(tmp_path / "nowhere")
 
 
 def test_what_is_locked_is_being_written_by_another_machine(tmp_path):
-    beside = tmp_path / f".bank.{dead_process()}"
+    beside = tmp_path / f".bank.{dead_process()}.itgan"
     with beside.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         artefacts.sweep(tmp_path)
@@ -444,7 +445,7 @@ def test_what_is_locked_is_being_written_by_another_machine(tmp_path):
 
 
 def test_who_locks_a_directory_sweeps_it(tmp_path):
-    beside = tmp_path / f".generator.safetensors.{dead_process()}"
+    beside = tmp_path / f".generator.safetensors.{dead_process()}.itgan"
     beside.write_text("x")
     with artefacts.locked(tmp_path):
         assert not beside.exists()
@@ -463,7 +464,7 @@ def test_a_file_being_written_is_locked_flushed_and_then_named(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", spy)
     monkeypatch.setattr(artefacts, "_lives", lambda process: False)
     artefacts.write_json(path, {})
-    assert done == [(f".a.json.{os.getpid()}", False), (tmp_path.name, True)]
+    assert done == [(f".a.json.{os.getpid()}.itgan", False), (tmp_path.name, True)]
     assert artefacts.read_json(path) == {}
 
 

@@ -97,12 +97,59 @@ def python(*arguments, **options):
     )
 
 
-def test_a_closed_output_is_none_to_write_to():
-    call = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    result = python(
-        "-c", call, "-c", "from itgan.cli import main; raise SystemExit(main(['zoo']))"
+def test_the_compiler_does_not_read_the_flags(tmp_path):
+    """It takes the value of ``--only`` for a name, and an apostrophe in it for the end of that."""
+    program = """
+import sys
+import torch
+from itgan import cli
+
+def compute(arguments):
+    torch._dynamo.config.suppress_errors = False
+    assert arguments == ["--only", "int8's bytes=5"]
+    print(float(torch.compile(lambda x: 2 * x.sin().sum())(torch.zeros(3))))
+
+cli.COMMANDS = {"compute": compute}
+sys.argv = ["itgan", "compute", "--only", "int8's bytes=5"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
+    assert (done.returncode, done.stdout) == (0, "0.0\n"), done.stderr
+
+
+def test_a_closed_output_is_none_to_write_to():
+    closing = (
+        "import os, sys; os.close({}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    program = "import sys; from itgan.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    result = python("-c", closing.format(1), "-c", program, "zoo")
     assert (result.returncode, result.stderr) == (0, "")
+    result = python("-c", closing.format(2), "-c", program, "run", "nobody")
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_an_argument_that_is_not_utf8_is_refused(refused, tmp_path):
+    line = refused("run", "digits", "--out", f"{tmp_path}/caf\udce9")
+    assert line.endswith("caf\\udce9' is not UTF-8; give another name")
+
+
+def test_a_shared_store_is_found_from_another_directory(done, monkeypatch, tmp_path):
+    tiny = [*TINY, "--sources", "random", "--cells", "shared", "--out", "run"]
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done("run", "digits", *tiny)
+    kept = sorted(Path("shared").rglob("*"))
+    monkeypatch.chdir("other")
+    done("run", "../run")
+    done("report", "../run")
+    monkeypatch.chdir(tmp_path)
+    assert sorted(Path("shared").rglob("*")) == kept
+    assert not list(Path("other").iterdir())
 
 
 # Every number of every config, from the schema

@@ -1,5 +1,6 @@
 """Compiled networks compute what they compute uncompiled, whatever weights and batch they get."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,7 @@ print(counter.frame_count)
 """
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++"))), reason="needs a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize(
     ("script", "forms"),
     [
@@ -108,6 +109,42 @@ def test_compiled_forms_compute_the_same(script, forms):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(forms)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_where_compiling_fails_networks_run_as_written(tmp_path):
+    """Forwards and backwards, and a single line tells of it."""
+    program = TRAINED.partition("counter = ")[0] + (
+        """
+found = []
+for compiled in (True, False):
+    network = build_network("convnet", (3, 8, 8), 4, seed=0, depth=2)
+    source = PixelSet(torch.arange(5 * 192).reshape(5, 3, 8, 8).byte(), torch.arange(5) % 4)
+    config = EvaluationConfig(updates=2, batch_size=5, compile=compiled)
+    train_classifier(network, source, config, 0)
+    found.append(list(network.parameters()))
+assert all(map(torch.equal, *found))
+"""
+    )
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "g++").chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "TORCHINDUCTOR_CACHE_DIR": f"{tmp_path}/cache",
+    }
+    for name in ("CXX", "TORCH_LOGS"):
+        environment.pop(name, None)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    told = "what cannot be compiled runs as it is written, slower; TORCH_LOGS=+dynamo tells why"
+    assert result.stderr.splitlines() == [told]
 
 
 def test_without_a_compiler_networks_run_as_written(monkeypatch):

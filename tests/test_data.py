@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -316,6 +317,25 @@ def test_parquet_round_trip(parquet):
     assert pets.train.labels.tolist() == LABELS
     assert pets.test.labels.tolist() == [2, 1, 0]
     assert pets.train.rows.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("name", ["pets[1]", "p*", "p?ts", "**", "a::b", "{pets}", 'o\'p "q"'])
+def test_a_folder_is_read_whatever_its_name(parquet, name):
+    """As a pattern ``pets[1]`` would be its neighbour, and ``p*`` both."""
+    folder, train, _ = parquet
+    write_parquet(folder.with_name("pets1"), [a_cell()] * 3, [0, 1, 2])
+    odd = folder.rename(folder.with_name(name))
+    pets = load_dataset(str(odd))
+    assert pets.name == name
+    assert np.array_equal(pets.train.images.permute(0, 2, 3, 1), train)
+
+
+def test_without_a_home_nothing_is_cached(parquet, monkeypatch):
+    monkeypatch.delenv("ITGAN_CACHE")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user of no entry
+    monkeypatch.chdir(parquet[0])
+    assert len(load_dataset("../pets").train) == 12
+    assert not Path("~").exists()
 
 
 def test_second_load_reads_the_cache(parquet, cache, monkeypatch):
@@ -691,6 +711,11 @@ def folder_no_classes(root):
     save(root / "0.png", noise(4, 4))
 
 
+def folder_latin_class(root):
+    folder_one_class(root)
+    (root / os.fsdecode(b"caf\xe9")).mkdir()
+
+
 def folder_empty_class(root):
     save(root / "a" / "0.png", noise(4, 4))
     (root / "b").mkdir()
@@ -741,6 +766,7 @@ def folder_wild_float(root):
         (folder_no_classes, r"has 0 class folder\(s\)"),
         (folder_one_class, r"has 1 class folder\(s\); it needs 2 or more"),
         (folder_empty_class, "class folder .*b holds no images"),
+        (folder_latin_class, r"class folder .*caf\\udce9.*: its name is not UTF-8; rename it"),
         (folder_no_test, "has splits: train; needs train and test"),
         (folder_no_train, "has splits: test; needs train and test"),
         (folder_strange_test_class, "test class 'z' is not among the training classes"),

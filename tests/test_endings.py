@@ -79,6 +79,20 @@ def test_wrong_input_is_told():
     assert explain(missing) == (2, "/there: No such file; give another path")
 
 
+@pytest.mark.parametrize(
+    "argument", ["plain", "a b", "it's", "a\nb", "x\u2028'\\y\x1b", "caf\udce9\n", "", "$(id)"]
+)
+def test_the_command_that_goes_on_is_one_line_that_a_shell_takes(argument):
+    line = Interruption(["run", argument]).line
+    assert line.isprintable()
+    said = subprocess.run(
+        ["bash", "-c", "itgan() { printf '%s' \"$2\"; }; " + line.partition("go on: ")[2]],
+        capture_output=True,
+        check=True,
+    )
+    assert said.stdout == os.fsencode(argument)
+
+
 def test_handlers_are_given_back():
     def mine(number, frame):
         pass

@@ -36,6 +36,13 @@ def test_a_history_without_values_is_described(bank, tmp_path):
     assert "history.loss: 0 values" in describe(path)
 
 
+def test_a_file_does_not_write_to_the_terminal(bank, tmp_path):
+    path = tmp_path / "bank.safetensors"
+    odd = {"a\x1b]0;b\x07\nkind: other": [1.0], "c\x1b": [1.0, 2.0]}
+    LatentBank(bank.latents, bank.labels, bank.rows, "random", odd).save(path)
+    assert all(line.isprintable() for line in lines_of(path))
+
+
 def test_a_generator_and_a_synthetic_set_are_described(biggan, generator, bank, tmp_path):
     path = tmp_path / "g.safetensors"
     artefacts.save(path, biggan.state_dict(), {"kind": "generator", "dataset": "digits"})

@@ -100,6 +100,7 @@ def test_a_recipe_as_it_is_needs_no_flags(name):
         {"latents_per_class": None},
         {"latent_seeds": (4,), "network_seeds": (1, 2), "sources": ("itgan", "gan-fresh")},
         {"dataset": "/a place/with 'quotes'", "generator": "weights.pth", "image_column": "img"},
+        {"label_column": "-x", "dataset": "--help"},
         {"evaluation": {"compile": True, "updates": None, "learning_rate": 1e-05}},
         {"condensation": {"pool": {"kind": "snapshots", "window": (0.25, 0.75)}}},
         {"inversion": {"extractor": {"compile": True}}, "recipe": "of-my-own"},

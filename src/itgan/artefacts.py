@@ -62,10 +62,10 @@ def json_digest(value: object) -> str:
 def write_bytes(path: Path, payload: bytes) -> None:
     """Write beside, flush to the disk, rename: the file is the old one or the new one, whole.
 
-    What is beside is called ``.NAME.PID``; a killed process leaves it for ``sweep``.
+    What is beside is called ``.NAME.PID.itgan``; a killed process leaves it for ``sweep``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.itgan")
     try:
         with beside.open("wb") as file:
             with contextlib.suppress(OSError):  # not every file system has locks
@@ -101,8 +101,8 @@ def sweep(directory: Path) -> None:
 
     Process numbers mean nothing to another machine or container, so a file must also be unlocked.
     """
-    for beside in directory.glob(".*.*"):
-        owner = beside.suffix[1:]
+    for beside in directory.glob(".*.*.itgan"):
+        owner = beside.stem.rpartition(".")[2]
         if not (owner.isascii() and owner.isdigit()) or _lives(int(owner)):
             continue
         with contextlib.suppress(OSError), beside.open("rb") as file:

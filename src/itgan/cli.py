@@ -8,10 +8,11 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TextIO
 
 from itgan import file_commands, run_commands
 from itgan.endings import Interruption, explain
-from itgan.errors import InputError
+from itgan.errors import InputError, is_text
 from itgan.terminal import show
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
@@ -39,7 +40,10 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.stdout = sys.stdout or io.StringIO()  # it may be closed
+    if argv is None:  # PyTorch's compiler would paste the value of --only, unquoted, into its code
+        del sys.argv[1:]
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names in files may be beyond the terminal
         sys.stdout.reconfigure(errors="backslashreplace")
     with Interruption(arguments) as interruption:
@@ -61,7 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(*ending)  # here, where progress bars are closed already
 
 
+def _nowhere() -> TextIO:
+    """In the place of a closed output, whose number no other file is to get."""
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
 def _dispatch(arguments: Sequence[str]) -> None:
+    if not all(map(is_text, arguments)):
+        odd = next(argument for argument in arguments if not is_text(argument))
+        raise InputError(f"{odd!r} is not UTF-8; give another name")
     if not arguments or arguments[0] in ("-h", "--help"):
         show(_overview())
     elif arguments[0] == "--version":

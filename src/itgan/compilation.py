@@ -7,7 +7,10 @@ compiler may not follow (``compilable`` is false or missing) always do.
 """
 
 import functools
+import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +22,7 @@ from itgan.augment import Augmentation, Blocks, siamese
 from itgan.configs import Layers
 from itgan.generators import ConditionalGenerator
 from itgan.networks import Network
+from itgan.progress import say
 
 MOST_FORMS = 256  # of a function: architectures, with and without gradients, in each precision
 Form = Callable[..., Any]
@@ -71,7 +75,7 @@ def hastened(function: Form, device: torch.device) -> Form:
     """
     if not _can_compile(device.type):
         return function
-    torch._dynamo.config.suppress_errors = True
+    _forgive()
     return torch.compile(function, dynamic=False)
 
 
@@ -104,11 +108,34 @@ def _follows(network: object, images: Tensor) -> bool:
 
 @functools.cache
 def _can_compile(device: str) -> bool:
-    return device == "cuda" or (device == "cpu" and any(map(shutil.which, ("c++", "g++"))))
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return device == "cuda" or (device == "cpu" and shutil.which(compiler) is not None)
+
+
+@functools.cache
+def _forgive() -> None:
+    """What fails to compile runs as it is written, the backward pass too, after one line."""
+    torch._dynamo.config.suppress_errors = True
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # within what is suppressed
+    if "TORCH_LOGS" not in os.environ:
+        logging.getLogger("torch._dynamo.convert_frame").addFilter(_is_other)
+
+
+def _is_other(record: logging.LogRecord) -> bool:
+    """Drop PyTorch's hundred lines about each function that did not compile."""
+    if record.levelno != logging.WARNING or not record.exc_info:
+        return True
+    _say_once()
+    return False
+
+
+@functools.cache
+def _say_once() -> None:
+    say("what cannot be compiled runs as it is written, slower; TORCH_LOGS=+dynamo tells why")
 
 
 @functools.cache
 def _compile(function: Form) -> Form:
     torch._dynamo.config.recompile_limit = MOST_FORMS  # beyond it networks would run uncompiled
-    torch._dynamo.config.suppress_errors = True
+    _forgive()
     return torch.compile(function)

@@ -383,16 +383,22 @@ def pixel_constants(
 
 def _cache_file(
     cache_dir: str | os.PathLike[str] | None, options: list, files: list[Path]
-) -> Path:
-    """Where the decoded images of these files, in their present state, are kept."""
+) -> Path | None:
+    """Where the decoded images of these files, in their present state, are kept, if anywhere."""
     folder = cache_dir or os.environ.get("ITGAN_CACHE") or "~/.cache/itgan"
+    try:
+        folder = Path(folder).expanduser()
+    except RuntimeError:  # nobody is at home
+        return None
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = artefacts.json_digest([CACHE_VERSION, options, stats])
-    return Path(folder).expanduser() / f"images-{key[:32]}.safetensors"
+    return folder / f"images-{key[:32]}.safetensors"
 
 
-def _through_cache(file: Path, read: Callable[[], Splits]) -> Splits:
+def _through_cache(file: Path | None, read: Callable[[], Splits]) -> Splits:
     """Load what reading gave last time, or read; a cache that fails makes it only slower."""
+    if file is None:
+        return read()
     with contextlib.suppress(InputError, OSError, KeyError, TypeError):  # missing or damaged
         tensors, metadata = artefacts.load(file, "images")
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

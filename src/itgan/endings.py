@@ -55,7 +55,7 @@ class Interruption:
     def line(self) -> str:
         """What has happened and how to go on."""
         what = "stopped" if self.received == signal.SIGTERM else "interrupted"
-        return f"{what}; to go on: itgan {shlex.join(self._arguments)}"
+        return f"{what}; to go on: itgan {' '.join(map(_quoted, self._arguments))}"
 
     def __enter__(self) -> "Interruption":
         """Take the signals over, in the main thread."""
@@ -96,8 +96,17 @@ class Interruption:
         if not self._said:
             cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
             with contextlib.suppress(OSError):
-                os.write(2, f"{cursor}itgan: {self.line}\n".encode())
+                os.write(2, os.fsencode(f"{cursor}itgan: {self.line}\n"))
         os._exit(self.code)
+
+
+def _quoted(argument: str) -> str:
+    """As a shell takes it, on one line."""
+    if argument.isprintable():
+        return shlex.quote(argument)
+    plain = (c if c.isprintable() and c not in "\\'" else "" for c in argument)
+    escaped = ("".join(f"\\x{byte:02x}" for byte in os.fsencode(c)) for c in argument)
+    return "$'" + "".join(p or e for p, e in zip(plain, escaped, strict=True)) + "'"
 
 
 def explain(error: BaseException, command: str = "") -> tuple[int, str] | None:

@@ -6,6 +6,15 @@ import errno
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_text(name: str) -> bool:
+    """Whether UTF-8 can hold it: Python gives names of files that are none in surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class InputError(ValueError):
     """The input is wrong: one line that names the field or file and says what to do.
 

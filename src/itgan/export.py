@@ -186,7 +186,7 @@ def _new_directory(
     given, out = out, out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"--out {given}: exists already; give another, or remove it")
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    beside = out.with_name(f".{out.name}.{os.getpid()}.itgan")
     try:
         beside.mkdir(parents=True)
         yield beside

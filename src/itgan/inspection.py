@@ -38,10 +38,10 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) 
     lines += [f"{_text(key)}: {_text(value)}" for key, value in sorted(metadata.items())]
     for name, values in history.items():
         if len(values) == 1:
-            lines.append(f"history.{name}: {values[0]:.6g}")
-            continue
-        last = f", last {values[-1]:.6g}" if values else ""
-        lines.append(f"history.{_text(name)}: {len(values)} values{last}")
+            told = f"{values[0]:.6g}"
+        else:
+            told = f"{len(values)} values" + (f", last {values[-1]:.6g}" if values else "")
+        lines.append(f"history.{_text(name)}: {told}")
     lines.append("")
     for name, tensor in sorted(tensors.items()):
         shape = "x".join(map(str, tensor.shape)) or "scalar"

@@ -5,6 +5,7 @@ images are for.
 """
 
 import errno
+import glob
 import math
 import re
 import tempfile
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from itgan.errors import InputError
+from itgan.errors import InputError, is_text
 from itgan.pictures import as_pixels, decode
 from itgan.splits import Splits, as_labels, hold_out, numbered
 
@@ -91,9 +92,12 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
     """Class -> files, sorted by name, of a folder of class folders.
 
     Raises:
-        InputError: a class without images.
+        InputError: a class without images, or with a name that is not UTF-8.
     """
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    odd = next((c for c in classes if not is_text(c.name)), None)
+    if odd is not None:
+        raise InputError(f"class folder {str(odd)!r}: its name is not UTF-8; rename it")
     listing = {c.name: _image_files(c) for c in classes}
     empty = next((c for c in classes if not listing[c.name]), None)
     if empty is not None:
@@ -179,9 +183,18 @@ def read_parquet(
         if not count:
             raise InputError(f"{folder}: the {split} split has no rows; fetch it again")
     with tempfile.TemporaryDirectory() as scratch:  # datasets keeps an Arrow copy while it reads
-        paths = {split: [str(f) for f in fs] for split, fs in files.items()}
+        paths = {split: _linked(fs, Path(scratch, split)) for split, fs in files.items()}
         splits = _load(str(folder), "parquet", data_files=paths, cache_dir=scratch)
         return _from_hugging_face(str(folder), splits, columns, image_size)
+
+
+def _linked(files: list[Path], folder: Path) -> list[str]:
+    """The same files under plain names: datasets takes theirs for patterns and addresses."""
+    folder.mkdir()
+    links = [folder / f"{number:05}.parquet" for number in range(len(files))]
+    for link, file in zip(links, files, strict=True):
+        link.symlink_to(file.resolve())
+    return [glob.escape(str(link)) for link in links]
 
 
 def read_hub(name: str, columns: tuple[str | None, str | None], image_size: int | None) -> Splits:

@@ -236,8 +236,11 @@ def flags_between(base: Config, config: Config, prefix: str = "--") -> Iterator[
         elif isinstance(new, bool):
             yield f"{prefix}{flag}" if new else f"{prefix}no-{flag}"
         else:
-            values = new if isinstance(new, tuple) else (new,)
-            yield from (f"{prefix}{flag}", *map(str, values))
+            values = tuple(map(str, new if isinstance(new, tuple) else (new,)))
+            if len(values) == 1 and values[0].startswith("-"):  # else taken for a flag
+                yield f"{prefix}{flag}={values[0]}"
+            else:
+                yield from (f"{prefix}{flag}", *values)
 
 
 def pretrain_digits() -> PretrainingConfig:

@@ -206,7 +206,10 @@ class Run:
         target = self.path / "config.json"
         if not target.exists():
             artefacts.write_json(self.path / "environment.json", environment(config.device))
-            artefacts.write_json(target, config.model_dump(mode="json"))
+            # A shared store is the same one from every directory.
+            store = config.cells and str(Path(config.cells).absolute())
+            kept = config.model_copy(update={"cells": store})
+            artefacts.write_json(target, kept.model_dump(mode="json"))
             return
         kept = self.check(config)
         wider = {
