@@ -116,7 +116,8 @@ def _can_compile(device: str) -> bool:
 def _forgive() -> None:
     """What fails to compile runs as it is written, the backward pass too, after one line."""
     torch._dynamo.config.suppress_errors = True
-    torch._functorch.config.force_non_lazy_backward_lowering = True  # within what is suppressed
+    if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):  # of newer PyTorch
+        torch._functorch.config.force_non_lazy_backward_lowering = True  # where it is forgiven
     if "TORCH_LOGS" not in os.environ:
         logging.getLogger("torch._dynamo.convert_frame").addFilter(_is_other)
 

@@ -244,7 +244,7 @@ def flags_between(base: Config, config: Config, prefix: str = "--") -> Iterator[
 
 
 def pretrain_digits() -> PretrainingConfig:
-    """The shipped generator of 8x8 digits, about ten minutes on two cores."""
+    """The shipped generator of 8x8 digits, about a quarter of an hour on two cores."""
     unmirrored = EvaluationConfig(epochs=20, augmentation=DIGITS_AUGMENTATION)
     protocol = MetricsConfig(extractor=unmirrored, cas=unmirrored, cas_per_class=100)
     return PretrainingConfig(
