@@ -54,8 +54,9 @@ def test_figures_that_are_one_experiment_share_their_cells(scale):
 
     split, fixed = placed("table5", scale), placed("table6", scale)
     assert same(split["Accuracy", "1/5"], fixed["Fixed", "0"])
-    across, storage = placed("table3", scale), placed("table2", scale)
-    assert same(across["CIFAR10", "ConvNet"], storage["CIFAR10 ConvNet", "IT-GAN"])
+    if scale != "cpu":  # where Table 2 has a shorter training
+        across, storage = placed("table3", scale), placed("table2", scale)
+        assert same(across["CIFAR10", "ConvNet"], storage["CIFAR10 ConvNet", "IT-GAN"])
     rates, pools = placed("table4", scale), placed("table7", scale)
     rate = f"{SCALES[scale]().few.condensation.learning_rate:g}"
     assert same(rates["Distribution", rate], pools["Accuracy", "Random"])

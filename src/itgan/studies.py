@@ -95,7 +95,7 @@ def _table2(scale: Scale) -> Iterator[Entry]:
     for dataset, config in scale.whole.items():
         for network in ("ConvNet", "ResNet18"):
             trained = vary(
-                vary(config, scale.across), {"evaluation": {"network": scale.networks[network]}}
+                vary(config, scale.storage), {"evaluation": {"network": scale.networks[network]}}
             )
             pixels = _in_pixels(scale, dataset, trained, "fp32")
             for method in ("DM", "IT-GAN", "Upper-bound"):
