@@ -253,7 +253,7 @@ def test_opening_a_run_removes_what_killed_processes_were_writing(tmp_path):
         dead.wait()
     for folder in ("cells", "partial", "sets"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / f".x.json.{dead.pid}").write_text("half")
+        (tmp_path / folder / f".x.json.{dead.pid}.itgan").write_text("half")
     Run(tmp_path).open(RunConfig())
     assert [path.name for path in tmp_path.rglob(".*")] == []
 
