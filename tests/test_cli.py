@@ -24,6 +24,7 @@ from itgan.latents import LatentBank
 from itgan.recipes import PRETRAININGS, RECIPES
 from itgan.run_configs import RunConfig
 from itgan.sources import SyntheticSet
+from itgan.terminal import show_table
 
 TINY = shlex.split(
     """
@@ -97,7 +98,7 @@ def python(*arguments, **options):
     )
 
 
-def test_the_compiler_does_not_read_the_flags(tmp_path):
+def test_the_compiler_does_not_read_the_flags(monkeypatch, tmp_path):
     """It takes the value of ``--only`` for a name, and an apostrophe in it for the end of that."""
     program = """
 import sys
@@ -113,12 +114,8 @@ cli.COMMANDS = {"compute": compute}
 sys.argv = ["itgan", "compute", "--only", "int8's bytes=5"]
 sys.exit(cli.main())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
+    done = python("-c", program)
     assert (done.returncode, done.stdout) == (0, "0.0\n"), done.stderr
 
 
@@ -131,6 +128,11 @@ def test_a_closed_output_is_none_to_write_to():
     assert (result.returncode, result.stderr) == (0, "")
     result = python("-c", closing.format(2), "-c", program, "run", "nobody")
     assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_brackets_in_a_printed_table_are_no_markup(capsys):
+    show_table(["figure"], [["of a set[clean]"]])
+    assert "of a set[clean]" in capsys.readouterr().out
 
 
 def test_an_argument_that_is_not_utf8_is_refused(refused, tmp_path):

@@ -766,7 +766,7 @@ def folder_wild_float(root):
         (folder_no_classes, r"has 0 class folder\(s\)"),
         (folder_one_class, r"has 1 class folder\(s\); it needs 2 or more"),
         (folder_empty_class, "class folder .*b holds no images"),
-        (folder_latin_class, r"class folder .*caf\\udce9.*: its name is not UTF-8; rename it"),
+        (folder_latin_class, r"class folder 'caf\\udce9' is not UTF-8; give another name"),
         (folder_no_test, "has splits: train; needs train and test"),
         (folder_no_train, "has splits: test; needs train and test"),
         (folder_strange_test_class, "test class 'z' is not among the training classes"),

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from itgan import file_commands, run_commands
 from itgan.endings import Interruption, explain
-from itgan.errors import InputError, is_text
+from itgan.errors import InputError, require_utf8
 from itgan.terminal import show
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
@@ -71,9 +71,8 @@ def _nowhere() -> TextIO:
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
-    if not all(map(is_text, arguments)):
-        odd = next(argument for argument in arguments if not is_text(argument))
-        raise InputError(f"{odd!r} is not UTF-8; give another name")
+    for argument in arguments:
+        require_utf8(argument, "argument")
     if not arguments or arguments[0] in ("-h", "--help"):
         show(_overview())
     elif arguments[0] == "--version":

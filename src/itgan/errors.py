@@ -6,15 +6,6 @@ import errno
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def is_text(name: str) -> bool:
-    """Whether UTF-8 can hold it: Python gives names of files that are none in surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 class InputError(ValueError):
     """The input is wrong: one line that names the field or file and says what to do.
 
@@ -24,3 +15,15 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         """What it quotes may hold line breaks: they become spaces."""
         super().__init__(" ".join(message.splitlines()))
+
+
+def require_utf8(name: str, what: str) -> None:
+    """Refuse a name that UTF-8 cannot hold, as of a file that was named in another encoding.
+
+    Raises:
+        InputError: it is one; Python gives its bytes in surrogates.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} {name!r} is not UTF-8; give another name") from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from itgan.errors import InputError, is_text
+from itgan.errors import InputError, require_utf8
 from itgan.pictures import as_pixels, decode
 from itgan.splits import Splits, as_labels, hold_out, numbered
 
@@ -95,9 +95,8 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
         InputError: a class without images, or with a name that is not UTF-8.
     """
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    odd = next((c for c in classes if not is_text(c.name)), None)
-    if odd is not None:
-        raise InputError(f"class folder {str(odd)!r}: its name is not UTF-8; rename it")
+    for c in classes:
+        require_utf8(c.name, "class folder")
     listing = {c.name: _image_files(c) for c in classes}
     empty = next((c for c in classes if not listing[c.name]), None)
     if empty is not None:
